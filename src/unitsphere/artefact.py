@@ -1,0 +1,179 @@
+"""A model on disk: one folder that unitsphere, transformers and (where it has the pooling) sentence-transformers load.
+
+    config.json, model.safetensors, tokenizer…   the encoder, as transformers saves it
+    head.safetensors                             weights of pooling and projection, where they have any
+    unitsphere.yaml                              the config nodes of pooling and embedder
+    modules.json, 1_Pooling/…                    the same for sentence-transformers
+
+Code: https://github.com/huggingface/sentence-transformers (the layout of its folders).
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unitsphere import paths
+from unitsphere.build import build
+from unitsphere.embedder import Embedder
+from unitsphere.encoders.transformer import transformer
+from unitsphere.errors import UsageError
+from unitsphere.pooling.cls import CLSMLPPooling
+
+FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+}
+POOLINGS = {
+    ("cls",): "unitsphere.pooling.cls.CLSPooling",
+    ("max",): "unitsphere.pooling.max.MaxPooling",
+    ("mean",): "unitsphere.pooling.mean.MeanPooling",
+    ("weightedmean",): "unitsphere.pooling.mean.WeightedMeanPooling",
+    ("lasttoken",): "unitsphere.pooling.last_token.LastTokenPooling",
+    ("max", "mean"): "unitsphere.pooling.max.MeanMaxPooling",
+}
+
+
+def save(embedder: Embedder, nodes: dict[str, Any], folder: Path) -> None:
+    """Write the model; the folder appears whole or not at all.
+
+    Args:
+        embedder: What to save.
+        nodes: The resolved config nodes `pooling` and `embedder` it was built from.
+        folder: Replaced where it exists.
+    """
+    work = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(work, ignore_errors=True)
+    embedder.encoder.model.save_pretrained(work)
+    embedder.encoder.tokenizer.save_pretrained(work)
+    head = _head(embedder)
+    if head:
+        save_file(head, work / "head.safetensors")
+    keep = {"pooling": nodes["pooling"], "embedder": nodes["embedder"], "max_length": embedder.encoder.max_length}
+    OmegaConf.save(OmegaConf.create(keep), work / "unitsphere.yaml")
+    _write_sentence_transformers(embedder, work)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.rename(folder)
+
+
+def load(path: str | Path) -> Embedder:
+    """Load a run's model, a model folder of ours, a sentence-transformers folder, or any transformers model (which is
+    then mean-pooled and normalised).
+
+    Raises:
+        UsageError: Nothing loadable is at `path`, or it has modules that have no counterpart here.
+    """
+    folder = paths.model(path)
+    if folder is not None and (folder / "unitsphere.yaml").exists():
+        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "unitsphere.yaml"))
+    else:
+        saved = _read_sentence_transformers(folder) if folder is not None and (folder / "modules.json").exists() else {}
+    encoder = transformer(str(path), max_length=saved.get("max_length"))
+    pooling = build(saved.get("pooling") or {"_target_": POOLINGS["mean",]}, dim=encoder.dim)
+    node = saved.get("embedder") or {"_target_": "unitsphere.embedder.Embedder"}
+    embedder: Embedder = build(node, encoder=encoder, pooling=pooling)
+    head: dict[str, Tensor] = saved.get("head", {})
+    if folder is not None and (folder / "head.safetensors").exists():
+        head = load_file(folder / "head.safetensors")
+    missing = _head(embedder).keys() ^ head.keys()
+    if missing:
+        raise UsageError(f"{folder}: head.safetensors does not fit unitsphere.yaml; unmatched: {sorted(missing)}")
+    embedder.load_state_dict(head, strict=False)
+    return embedder.eval()
+
+
+def _head(embedder: Embedder) -> dict[str, Tensor]:
+    return {
+        k: v.detach().cpu().contiguous() for k, v in embedder.state_dict().items() if not k.startswith("encoder.")
+    }
+
+
+def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
+    """Add that library's files, where it has the pooling; elsewhere the folder has none and it cannot load it."""
+    pooling, modules = embedder.pooling, [("", "Transformer")]
+    modes = pooling.sentence_transformers or (("cls",) if isinstance(pooling, CLSMLPPooling) else ())
+    if not modes:
+        return
+
+    def add(kind: str, config: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None) -> None:
+        name = f"{len(modules)}_{kind}"
+        modules.append((name, kind))
+        (folder / name).mkdir()
+        if config is not None:
+            _dump(folder / name / "config.json", config)
+        if weights is not None:
+            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / name / "model.safetensors")
+
+    width = embedder.encoder.dim
+    add("Pooling", {"word_embedding_dimension": width} | {flag: mode in modes for mode, flag in FLAGS.items()})
+    if isinstance(pooling, CLSMLPPooling) and not pooling.train_only:
+        dense = {"in_features": width, "out_features": width, "bias": True}
+        weights = {"linear.weight": pooling.dense.weight, "linear.bias": pooling.dense.bias}
+        add("Dense", dense | {"activation_function": "torch.nn.modules.activation.Tanh"}, weights)
+    if embedder.projection is not None:
+        dense = {"in_features": pooling.dim, "out_features": embedder.dim, "bias": False}
+        identity = {"activation_function": "torch.nn.modules.linear.Identity"}
+        add("Dense", dense | identity, {"linear.weight": embedder.projection.weight})
+    if embedder.normalize:
+        add("Normalize")
+    _dump(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": name, "type": f"sentence_transformers.models.{kind}"}
+            for i, (name, kind) in enumerate(modules)
+        ],
+    )
+    _dump(folder / "sentence_bert_config.json", {"max_seq_length": embedder.encoder.max_length, "do_lower_case": False})
+    similarity = "cosine" if embedder.normalize else "dot"
+    _dump(
+        folder / "config_sentence_transformers.json",
+        {"prompts": embedder.prompts, "default_prompt_name": None, "similarity_fn_name": similarity},
+    )
+
+
+def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
+    """The config nodes that say what a sentence-transformers folder says."""
+    node: dict[str, Any] = {"_target_": "unitsphere.embedder.Embedder", "normalize": False}
+    saved: dict[str, Any] = {"embedder": node}
+    for module in json.loads((folder / "modules.json").read_text()):
+        kind, place = module["type"].rsplit(".", 1)[-1], folder / module["path"]
+        config = json.loads((place / "config.json").read_text()) if (place / "config.json").exists() else {}
+        if kind == "Pooling":
+            modes = config.get("pooling_mode") or [m for m, flag in FLAGS.items() if config.get(flag)]
+            modes = (modes,) if isinstance(modes, str) else tuple(modes)
+            if modes not in POOLINGS:
+                raise UsageError(f"{place}/config.json: pooling {modes} has no counterpart here; known: {list(POOLINGS)}")
+            saved["pooling"] = {"_target_": POOLINGS[modes]}
+        elif kind == "Dense" and "Identity" in config["activation_function"] and not config["bias"]:
+            node["projection_dim"] = config["out_features"]
+            saved["head"] = {"projection.weight": _dense(place)["linear.weight"]}
+        elif kind == "Dense" and "Tanh" in config["activation_function"] and saved["pooling"]["_target_"].endswith("CLSPooling"):
+            saved["pooling"] = {"_target_": "unitsphere.pooling.cls.CLSMLPPooling"}
+            saved["head"] = {f"pooling.dense.{k.removeprefix('linear.')}": v for k, v in _dense(place).items()}
+        elif kind == "Normalize":
+            node["normalize"] = True
+        elif kind != "Transformer":
+            raise UsageError(f"{folder}/modules.json: {module['type']} has no counterpart here.")
+    settings = folder / "config_sentence_transformers.json"
+    if settings.exists():
+        prompts = json.loads(settings.read_text()).get("prompts") or {}
+        node["prompts"] = {"document" if k == "passage" else k: v for k, v in prompts.items()}
+    return saved
+
+
+def _dense(place: Path) -> dict[str, Tensor]:
+    if (place / "model.safetensors").exists():
+        return load_file(place / "model.safetensors")
+    return torch.load(place / "pytorch_model.bin", map_location="cpu", weights_only=True)
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,30 @@
+"""The only call to Hydra's `instantiate`."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from unitsphere.errors import UsageError
+
+
+def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
+    """Call what a config node's `_target_` names, with the node's keys and `kwargs`.
+
+    Lists and mappings of the node arrive as plain Python objects. `kwargs` are passed by us, not by Hydra, which would
+    turn dataclasses among them into configs.
+
+    Raises:
+        UsageError: The target is not there, or the keys do not fit its signature.
+    """
+    try:
+        call = instantiate(node, _convert_="all", _partial_=True)
+    except InstantiationException as error:
+        raise UsageError(" ".join(str(error).split("\n")[0].split())) from error
+    try:
+        inspect.signature(call).bind(**kwargs)
+    except TypeError as error:
+        raise UsageError(f"{node['_target_']}: {error}.") from error
+    return call(**kwargs)

@@ -1,0 +1,98 @@
+"""Compose a configuration with Hydra and run a job on it; bad usage ends in one message and status 2.
+
+Nothing here imports torch: `--help` and `--cfg job` answer at once.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unitsphere import paths
+from unitsphere.cli.help import page
+from unitsphere.errors import UsageError
+
+
+def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
+    """Compose conf/<root>.yaml with the arguments and call `job` once, or once a cell with `-m`.
+
+    Args:
+        root: Name of a root config; also how the command is called in messages.
+        job: Gets the composed configuration.
+        arguments: In Hydra's grammar.
+    """
+    if any(argument in ("-h", "--help") for argument in arguments):
+        sys.stdout.write(page(root))
+        return
+    # With full errors Hydra lets exceptions through, and they are turned into messages here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = [f"unitsphere {root}", *arguments]
+
+    def guarded(config: DictConfig) -> Any:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return job(config)
+        try:
+            return job(config)
+        except UsageError as error:
+            _fail(error)  # not an Exception, so that Hydra adds nothing to the message
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name=root)(guarded)()
+    except (HydraException, OmegaConfBaseException, UsageError) as error:
+        _fail(error)
+
+
+def resolved(config: DictConfig) -> DictConfig:
+    """The configuration with every interpolation replaced by its value.
+
+    Raises:
+        UsageError: A value is missing (`???`) or an interpolation leads nowhere.
+    """
+    try:
+        missing = OmegaConf.missing_keys(config)
+        if missing:
+            raise UsageError(f"{', '.join(sorted(missing))} must be given: {sorted(missing)[0]}=…")
+        return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UsageError(str(error).splitlines()[0]) from error
+
+
+def _fail(error: BaseException) -> None:
+    sys.stderr.write(f"error: {_message(error)}\n")
+    sys.exit(2)
+
+
+def _message(error: BaseException) -> str:
+    """What a person needs to know, without Hydra's advice on its own options."""
+    text = str(error).strip()
+    cause = error.__cause__
+    if cause is not None and str(cause) not in text:
+        text += f": {str(cause).strip().splitlines()[0]}"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "hydra.cc" not in line]
+    lines = [line for line in lines if not line.startswith(("Config search path", "provider=", "full_key", "object_type"))]
+    wrong = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    key = re.search(r"Key '([^']+)' is not in struct", text)
+    near: list[str] = []
+    if wrong:
+        near = get_close_matches(wrong[2], [f.stem for f in (paths.conf() / wrong[1]).glob("*.yaml")], n=1)
+    if key:
+        near = get_close_matches(key[1], _keys(), n=1)
+        lines = [line for line in lines if not line.startswith("Key ")] + [f"There is no key {key[1]!r} here."]
+    return "\n  ".join(lines) + (f"\n  Did you mean {near[0]!r}?" if near else "")
+
+
+def _keys() -> list[str]:
+    """Every key that some option of some group has."""
+    keys: set[str] = set()
+    for file in paths.conf().rglob("*.yaml"):
+        keys.update(re.findall(r"^\s*([a-z_]+):", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    return sorted(keys)

@@ -1,0 +1,24 @@
+"""`unitsphere VERB key=value …`: one module a verb, imported when it is called."""
+
+import sys
+from importlib import import_module
+
+VERBS = {
+    "train": "train, choose by dev, score on test, save (the same as python train.py)",
+    "evaluate": "score a run, a model folder or a hub model",
+    "reproduce": "run a saved configuration again and compare every number",
+}
+
+
+def main() -> None:
+    """Entry point."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = "\n".join(f"  {verb:<11}{what}" for verb, what in VERBS.items())
+        print(f"unitsphere VERB key=value …\n\n{lines}\n\nunitsphere VERB --help says more.")  # noqa: T201
+        sys.exit(0 if arguments else 2)
+    verb = arguments[0]
+    if verb not in VERBS:
+        print(f"unitsphere: no verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    import_module(f"unitsphere.cli.{verb}").main(arguments[1:])

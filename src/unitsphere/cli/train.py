@@ -1,0 +1,64 @@
+"""`unitsphere train`: compose, make the run folder, train, print the table."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from unitsphere.cli import hydra_app
+from unitsphere.errors import UsageError
+from unitsphere.runs import Run, write
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `train.py` and `unitsphere train`."""
+    hydra_app.run("train", job, sys.argv[1:] if arguments is None else arguments)
+
+
+def job(config: DictConfig) -> float:
+    """One run; returns the chosen checkpoint's dev metric, which a sweeper can optimise."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if config.resume is not None:
+        return resume(config.resume)
+    hydra = HydraConfig.get()
+    run = start(hydra_app.resolved(config), list(hydra.overrides.task), dict(hydra.runtime.choices))
+    return go(run)
+
+
+def start(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> Run:
+    """Make the run's folder and save the configuration in it, first thing."""
+    from unitsphere.training.trainer import make_concrete
+
+    make_concrete(config)
+    run = Run.create(Path(config.outputs), config.name, config.seed)
+    run.note(status="created", name=config.name, host=None, pid=0, choices={k: v for k, v in choices.items() if "/" not in k})
+    write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
+    write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+    return run
+
+
+def resume(path: str) -> float:
+    """Go on with a run that was cut.
+
+    Raises:
+        UsageError: It is no run folder, it is done, or another process is at it.
+    """
+    run = Run.open(path)
+    status = run.info["status"]
+    if status in ("done", "running"):
+        raise UsageError(f"resume={path}: this run is {status}." + " See `unitsphere reproduce`." * (status == "done"))
+    return go(run)
+
+
+def go(run: Run) -> float:
+    """Train in a run's folder from its saved configuration, and print what came out."""
+    from unitsphere.report import table
+    from unitsphere.training.run import train
+
+    metrics = train(run.config, run)
+    info = run.info
+    table.show(table.before_after(metrics, info["best_step"], info["steps"]))
+    table.show(f"{run.folder}  ({info['wall_seconds']:.0f} s, {info['peak_memory_gib']} GiB)")
+    return float(info["selected"]["value"])

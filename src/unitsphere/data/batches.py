@@ -1,0 +1,113 @@
+"""Batches of tokenised rows in a shuffled order that is a function of the seed and the epoch alone.
+
+So a run that was cut goes on with exactly the batch it would have had: the position is the whole state.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from unitsphere.data.rows import Rows
+from unitsphere.data.tokens import TokenStore, tokenize
+from unitsphere.errors import UsageError
+from unitsphere.types import Batch
+
+ROLES = {"anchor": "query", "positive": "document", "negative": "document"}
+
+
+class Batches:
+    """An endless supply of epochs; each `iter` is one epoch, from where the last one was left.
+
+    The last rows of an epoch that fill no batch are left out of it: a smaller batch has fewer negatives.
+
+    Args:
+        rows: The training rows.
+        encoder: Tokenises.
+        prompts: Role -> text put before every text of that role.
+        batch_size: Rows a batch, over all ranks; each rank gets its share of every batch.
+        max_length: Tokens kept of a text.
+        seed: Of the order.
+        cache: Where token ids are kept.
+
+    Raises:
+        UsageError: There are fewer rows than a batch needs.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        encoder: Any,
+        prompts: Mapping[str, str],
+        batch_size: int,
+        max_length: int,
+        seed: int,
+        cache: Path,
+    ):
+        if len(rows) < batch_size:
+            raise UsageError(
+                f"{len(rows)} training rows do not fill one batch of {batch_size}; set data.batch_size={len(rows)} or less."
+            )
+        self.batch_size, self.seed, self.rows = batch_size, seed, len(rows)
+        self.epoch = self.position = 0
+        self.rank, self.world = 0, 1
+        negatives = rows.negative or [[]] * len(rows)
+        self._negative_starts = np.cumsum([0, *map(len, negatives)])
+        columns = {"anchor": rows.anchor}
+        if rows.positive is not None:
+            columns["positive"] = rows.positive
+        if rows.negative is not None:
+            columns["negative"] = [text for several in negatives for text in several]
+        self._text_ids = _numbered(columns)
+        prompted = {c: [prompts.get(ROLES[c], "") + text for text in texts] for c, texts in columns.items()}
+        self._token_ids = _numbered(prompted)
+        unique = list(dict.fromkeys(text for texts in prompted.values() for text in texts))
+        self._tokens: TokenStore = tokenize(unique, encoder, max_length, cache)
+        self._labels = None if rows.label is None else torch.from_numpy(pd.factorize(np.array(rows.label, object))[0])
+        self._scores = None if rows.score is None else torch.tensor(rows.score)
+
+    def __len__(self) -> int:
+        return self.rows // self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.rows, generator=generator).numpy()
+        while self.position < len(self):
+            start = self.position * self.batch_size
+            self.position += 1
+            yield self._batch(order[start : start + self.batch_size][self.rank :: self.world])
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The next batch to come."""
+        done = self.position == len(self)
+        return {"epoch": self.epoch + done, "position": 0 if done else self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at the batch that `state_dict` named."""
+        self.epoch, self.position = state["epoch"], state["position"]
+
+    def _batch(self, rows: np.ndarray) -> Batch:
+        starts, ends = self._negative_starts[rows], self._negative_starts[rows + 1]
+        negatives = np.concatenate([np.arange(s, e) for s, e in zip(starts, ends, strict=True)]).astype(np.int64)
+        at = {"anchor": rows, "positive": rows, "negative": negatives}
+        return Batch(
+            tokens={c: [self._tokens[i] for i in ids[at[c]]] for c, ids in self._token_ids.items()},
+            text_ids={c: torch.from_numpy(ids[at[c]]) for c, ids in self._text_ids.items()},
+            negative_rows=torch.from_numpy(np.repeat(np.arange(len(rows)), ends - starts)),
+            row_ids=torch.from_numpy(rows),
+            labels=None if self._labels is None else self._labels[rows],
+            scores=None if self._scores is None else self._scores[rows],
+        )
+
+
+def _numbered(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Number the texts of all columns, equal texts alike, in order of first appearance."""
+    numbers: dict[str, int] = {}
+    return {
+        column: np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+        for column, texts in columns.items()
+    }

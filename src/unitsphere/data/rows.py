@@ -1,0 +1,124 @@
+"""Training rows, and what a data set is to the rest of the framework."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from unitsphere.errors import UsageError
+from unitsphere.types import RetrievalSet
+
+COLUMNS = ("anchor", "positive", "negative", "label", "score")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N training rows as columns; a column that the data does not have is None."""
+
+    anchor: Sequence[str]
+    positive: Sequence[str] | None = None
+    negative: Sequence[Sequence[str]] | None = None  # any number a row
+    label: Sequence[str] | None = None
+    score: Sequence[float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.anchor)
+
+    def take(self, indices: Sequence[int]) -> "Rows":
+        """The rows at `indices`, in that order."""
+        columns = {name: getattr(self, name) for name in COLUMNS}
+        return Rows(**{k: None if v is None else [v[i] for i in indices] for k, v in columns.items()})
+
+    def retrieval(self, name: str, max_length: int | None = None) -> RetrievalSet:
+        """Anchors as queries and positives as documents: the documents of an anchor are its positives in any row."""
+        assert self.positive is not None
+        documents = {text: f"d{i}" for i, text in enumerate(dict.fromkeys(self.positive))}
+        queries = {text: f"q{i}" for i, text in enumerate(dict.fromkeys(self.anchor))}
+        qrels: dict[str, dict[str, int]] = {q: {} for q in queries.values()}
+        for anchor, positive in zip(self.anchor, self.positive, strict=True):
+            qrels[queries[anchor]][documents[positive]] = 1
+        corpus = {i: text for text, i in documents.items()}
+        return RetrievalSet(name, corpus, {i: text for text, i in queries.items()}, qrels, max_length)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every value of every column."""
+        return fingerprint(repr((name, value)) for name in COLUMNS if (value := getattr(self, name)) is not None)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a data set is made of. Dev chooses, test reports; either is None where there are no queries to score."""
+
+    train: Rows
+    dev: RetrievalSet | None
+    test: RetrievalSet | None
+    skipped: int = 0  # rows left out as bad
+
+    def provenance(self) -> dict[str, Any]:
+        """Sizes and fingerprints, for run.json."""
+        out: dict[str, Any] = {"train": {"rows": len(self.train), "sha256": self.train.fingerprint}}
+        for name, split in (("dev", self.dev), ("test", self.test)):
+            if split is not None:
+                parts = (split.corpus, split.queries, split.qrels)
+                size = {"queries": len(split.queries), "documents": len(split.corpus)}
+                out[name] = size | {"sha256": fingerprint(repr(sorted(part.items())) for part in parts)}
+        return out | {"skipped": self.skipped}
+
+
+class Data(ABC):
+    """A data set.
+
+    Args:
+        name: The task's name in metric keys.
+        columns: Column that a loss reads (`anchor`, `positive`, `negative`, `label`, `score`) -> column of the source.
+        batch_size: Rows a step, over all ranks together.
+        max_length: Tokens kept of a text in training.
+        eval_max_length: Tokens kept where this data's own queries are scored; None is the encoder's limit.
+
+    Raises:
+        UsageError: `columns` has a key that no loss reads, or lacks `anchor`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        columns: Mapping[str, Any],
+        batch_size: int = 64,
+        max_length: int = 64,
+        eval_max_length: int | None = None,
+    ):
+        unknown = set(columns) - set(COLUMNS)
+        if unknown or "anchor" not in columns:
+            raise UsageError(f"data.columns={dict(columns)}: keys are out of {', '.join(COLUMNS)}; anchor is needed.")
+        if batch_size < 2:
+            raise UsageError(f"data.batch_size={batch_size}: a contrastive batch has 2 rows or more.")
+        self.name = name
+        self.columns = dict(columns)
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.eval_max_length = eval_max_length
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The data, read once."""
+        return self.load()
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Read the source.
+
+        Raises:
+            UsageError: It is missing, empty or malformed; the message names file, row and column.
+        """
+
+
+def fingerprint(parts: Iterable[str]) -> str:
+    """SHA-256 over strings, in order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,106 @@
+"""Embedder = encoder + pooling + optional projection + optional normalisation: texts to vectors.
+
+Code: the module order and the prompts follow https://github.com/huggingface/sentence-transformers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from unitsphere.encoders.transformer import TransformerEncoder
+from unitsphere.pooling.base import Pooling
+from unitsphere.types import Tokens
+
+
+class Embedder(nn.Module):
+    """Texts to vectors.
+
+    Args:
+        encoder: Tokens to token states.
+        pooling: Token states to one vector.
+        projection_dim: Width of a linear map (no bias) after pooling; None leaves it out.
+        normalize: Divide each vector by its L2 norm, so that dot product and cosine are the same.
+        prompts: Role ("query", "document") -> text put before every text of that role.
+    """
+
+    def __init__(
+        self,
+        encoder: TransformerEncoder,
+        pooling: Pooling,
+        projection_dim: int | None = None,
+        normalize: bool = True,
+        prompts: Mapping[str, str] | None = None,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.projection = nn.Linear(pooling.dim, projection_dim, bias=False) if projection_dim else None
+        self.normalize = normalize
+        self.prompts = dict(prompts or {})
+        self.dim = projection_dim or pooling.dim
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Padded tokens (B, T) to vectors (B, dim)."""
+        z = self.pooling(self.encoder(tokens, layers=self.pooling.needs_layers))
+        if self.projection is not None:
+            z = self.projection(z)
+        return F.normalize(z.float(), dim=-1) if self.normalize else z
+
+    @torch.no_grad()
+    def encode(
+        self,
+        texts: Sequence[str],
+        role: str | None = None,
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int = 4096,
+    ) -> np.ndarray:
+        """Embed texts, in the mode of evaluation, longest first, in the order given.
+
+        Args:
+            texts: Any number of texts; equal texts are computed once.
+            role: "query" or "document": selects the prompt.
+            prompt: Used instead of the role's prompt.
+            max_length: In tokens; None is the encoder's limit.
+            batch_tokens: Padded tokens a forward pass.
+
+        Returns:
+            (len(texts), dim) float32.
+        """
+        if prompt is None:
+            prompt = self.prompts.get(role or "", "")
+        unique = list(dict.fromkeys(texts))
+        sequences = self.encoder.tokenize([prompt + text for text in unique], max_length)
+        order = sorted(range(len(unique)), key=lambda i: -len(sequences[i]))
+        out = np.empty((len(unique), self.dim), dtype=np.float32)
+        device = next(self.parameters()).device
+        was_training = self.training
+        self.eval()
+        start = 0
+        while start < len(order):
+            rows = order[start : start + max(1, batch_tokens // len(sequences[order[start]]))]
+            tokens = self.encoder.pad([sequences[i] for i in rows])
+            vectors = self(Tokens(tokens.ids.to(device), tokens.mask.to(device)))
+            out[rows] = vectors.float().cpu().numpy()
+            start += len(rows)
+        self.train(was_training)
+        position = {text: i for i, text in enumerate(unique)}
+        return out[[position[text] for text in texts]] if len(unique) < len(texts) else out
+
+    def embed(self, texts: Sequence[str], role: str, max_length: int | None = None) -> np.ndarray:
+        """`encode` in the form that evaluators call (see `types.Embed`)."""
+        return self.encode(texts, role=role, max_length=max_length)
+
+    def protocol(self) -> dict[str, Any]:
+        """What of this embedder must be equal before two scores may be compared."""
+        return {
+            "pooling": type(self.pooling).__name__,
+            "normalize": self.normalize,
+            "prompts": self.prompts,
+            "max_length": self.encoder.max_length,
+            "precision": str(next(self.parameters()).dtype).removeprefix("torch."),
+        }

@@ -1,0 +1,78 @@
+"""The shape of the space: do positives lie close, do all vectors spread, how many dimensions are in use?
+
+Papers: Wang & Isola 2020, alignment and uniformity, https://arxiv.org/abs/2005.10242; Roy & Vetterli 2007, effective
+rank, and Garrido et al. 2023, RankMe, https://arxiv.org/abs/2210.02885; Ethayarajh 2019, anisotropy,
+https://arxiv.org/abs/1909.00512 (mean cosine of random pairs).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from unitsphere.evaluation.retrieval import own_or_path, unit
+from unitsphere.types import Embed, Result, RetrievalSet
+
+COLLAPSED_COSINE = 0.95
+
+
+class Geometry:
+    """Alignment, uniformity, effective rank and mean cosine of a retrieval set's vectors.
+
+    Args:
+        split: "dev" or "test".
+        own: The run's own queries of that split, measured where `path` is None.
+        path: A BEIR folder, or the name of one in `UNITSPHERE_DATA`.
+        samples: At most so many queries, and so many documents, are measured (the first ones).
+        max_length: Tokens kept; None is the data's own setting.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        own: RetrievalSet | None = None,
+        path: str | None = None,
+        samples: int = 1000,
+        max_length: int | None = None,
+    ):
+        self.set = own_or_path(split, own, path, max_length)
+        self.samples = samples
+
+    def __call__(self, embed: Embed) -> Result:
+        queries = list(self.set.queries)[: self.samples]
+        pairs = [(q, next(d for d, grade in self.set.qrels[q].items() if grade >= 1)) for q in queries]
+        q = unit(embed([self.set.queries[i] for i, _ in pairs], "query", self.set.max_length))
+        d = unit(embed([self.set.corpus[i] for _, i in pairs], "document", self.set.max_length))
+        everything = np.concatenate([q, d])
+        metrics = {
+            "geometry/alignment": alignment(q, d),
+            "geometry/uniformity": uniformity(everything),
+            "geometry/effective_rank": effective_rank(everything),
+            "geometry/mean_cosine": mean_cosine(everything),
+        }
+        stamp = {"kind": "geometry", "set": self.set.name, "pairs": len(pairs), "max_length": self.set.max_length}
+        return Result(metrics, "geometry/uniformity", {}, {"geometry": stamp})
+
+
+def alignment(x: np.ndarray, y: np.ndarray) -> float:
+    """E ||x - y||^2 over positive pairs of unit vectors (N, D); in [0, 4], lower is closer."""
+    return float(((x - y) ** 2).sum(axis=1).mean())
+
+
+def uniformity(x: np.ndarray) -> float:
+    """log E_{i<j} exp(-2 ||x_i - x_j||^2) over unit vectors (N, D); in [-8, 0], lower is more even."""
+    i, j = np.triu_indices(len(x), k=1)
+    squared = 2 - 2 * (x @ x.T)[i, j]
+    return float(np.log(np.exp(-2 * squared.clip(min=0)).mean()))
+
+
+def effective_rank(x: np.ndarray) -> float:
+    """exp of the entropy of the normalised singular values of the centred vectors (N, D); in [1, min(N, D)]."""
+    singular = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
+    p = singular / max(singular.sum(), 1e-12)
+    return float(np.exp(-(p * np.log(p + 1e-12)).sum()))
+
+
+def mean_cosine(x: Any) -> float:
+    """Mean cosine of two different unit vectors (N, D), array or tensor; in [-1, 1], 1 is a collapsed space."""
+    n = len(x)
+    return float(((x.sum(axis=0) ** 2).sum() - (x**2).sum()) / (n * (n - 1)))

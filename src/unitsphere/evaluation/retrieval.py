@@ -1,0 +1,115 @@
+"""Recall, MRR, NDCG and MAP of exact search over a corpus.
+
+Papers: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663; Van Gysel & de Rijke 2018, pytrec_eval,
+https://arxiv.org/abs/1805.01597 (which computes all measures here).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytrec_eval
+
+from unitsphere.errors import UsageError
+from unitsphere.formats import beir
+from unitsphere.search.dense import search
+from unitsphere.types import Embed, Result, RetrievalSet
+
+MEASURES = {
+    "recall@1": "recall_1",
+    "recall@5": "recall_5",
+    "recall@10": "recall_10",
+    "recall@100": "recall_100",
+    "ndcg@10": "ndcg_cut_10",
+    "map@100": "map_cut_100",
+}
+DEPTH = 100
+
+
+class Retrieval:
+    """Searches the documents of a retrieval set for its queries, by cosine.
+
+    Measures are means over queries, in [0, 1]: recall@k = |relevant in the first k| / |relevant| (not hit rate);
+    mrr@10 = 1 / rank of the first relevant one, 0 beyond rank 10; ndcg@10 with the grades as gains; map@100.
+    Relevant is a grade of 1 or more. Equal scores are ordered by document id, descending, as trec_eval does.
+
+    Args:
+        split: "dev" or "test".
+        own: The run's own queries of that split, scored where `path` is None.
+        path: A BEIR folder, or the name of one in `UNITSPHERE_DATA`.
+        max_length: Tokens kept; None is the data's own setting, and for `path` the encoder's limit.
+
+    Raises:
+        UsageError: There is nothing to search.
+    """
+
+    def __init__(self, split: str, own: RetrievalSet | None = None, path: str | None = None, max_length: int | None = None):
+        self.set = own_or_path(split, own, path, max_length)
+        self.split = split
+
+    def __call__(self, embed: Embed) -> Result:
+        name, queries, documents = self.set.name, list(self.set.queries), list(self.set.corpus)
+        q = embed([self.set.queries[i] for i in queries], "query", self.set.max_length)
+        d = embed([self.set.corpus[i] for i in documents], "document", self.set.max_length)
+        scores, rows = search(unit(q), unit(d), DEPTH)
+        run = {
+            query: {documents[row]: float(score) for score, row in zip(*ranking, strict=True)}
+            for query, *ranking in zip(queries, scores, rows, strict=True)
+        }
+        items = measures(run, self.set.qrels)
+        return Result(
+            metrics={f"{name}/{m}": float(items[m].mean()) for m in items.columns if m != "query"},
+            primary=f"{name}/mrr@10",
+            items={name: items},
+            protocol={
+                name: {
+                    "kind": "retrieval",
+                    "similarity": "cosine",
+                    "search": f"exact, {DEPTH} deep",
+                    "max_length": self.set.max_length,
+                    "queries": len(queries),
+                    "documents": len(documents),
+                }
+            },
+        )
+
+
+def own_or_path(split: str, own: RetrievalSet | None, path: str | None, max_length: int | None) -> RetrievalSet:
+    """The retrieval set at `path`, else the run's own, with its texts cut to `max_length` where that is given.
+
+    Raises:
+        UsageError: Neither is there.
+    """
+    chosen = own if path is None else beir.read(path, split)
+    if chosen is None:
+        raise UsageError(
+            f"eval: the data has no {split} queries to score. Name a BEIR folder with eval.retrieval.path=…, choose data "
+            "that has queries (docstrings, pairs, triplets, beir), or score something else, e.g. eval=sts"
+        )
+    return replace(chosen, max_length=max_length or chosen.max_length)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows divided by their L2 norms; a zero row stays zero."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def measures(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """One row a query: `query` and the measures.
+
+    Args:
+        run: Query id -> document id -> score.
+        qrels: Query id -> document id -> grade.
+    """
+    full = pytrec_eval.RelevanceEvaluator(qrels, set(MEASURES.values())).evaluate(run)
+    ten = {
+        query: dict(sorted(ranking.items(), key=lambda item: (item[1], item[0]), reverse=True)[:10])
+        for query, ranking in run.items()
+    }
+    first = pytrec_eval.RelevanceEvaluator(qrels, {"recip_rank"}).evaluate(ten)
+    table = [
+        {"query": q, "mrr@10": first[q]["recip_rank"]} | {ours: full[q][theirs] for ours, theirs in MEASURES.items()}
+        for q in run
+    ]
+    return pd.DataFrame(table)

@@ -1,0 +1,87 @@
+"""A retrieval data set in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/{train,dev,test}.tsv.
+
+Paper: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663
+"""
+
+from pathlib import Path
+
+from unitsphere import paths
+from unitsphere.errors import UsageError
+from unitsphere.formats.records import BadRow, records
+from unitsphere.types import RetrievalSet
+
+Qrels = dict[str, dict[str, int]]
+
+
+def find(path: str) -> Path:
+    """The folder of that path, or of that name inside `UNITSPHERE_DATA`.
+
+    Raises:
+        UsageError: There is none.
+    """
+    base = paths.data()
+    for folder in (Path(path).expanduser(), *([base / path] if base else [])):
+        if (folder / "queries.jsonl").exists() or (folder / "queries.jsonl.gz").exists():
+            return folder
+    where = f"{path!r}" + (f" or in {base}" if base else "; UNITSPHERE_DATA is not set")
+    raise UsageError(f"no BEIR data set (corpus.jsonl, queries.jsonl, qrels/) at {where}.")
+
+
+def read(path: str, split: str) -> RetrievalSet:
+    """One split of a BEIR folder, named after the folder.
+
+    Raises:
+        UsageError: The folder or the split's judgments are missing, or a file is malformed.
+    """
+    folder = find(path)
+    qrels = read_qrels(folder, split)
+    if qrels is None:
+        raise UsageError(f"{folder}/qrels/{split}.tsv is missing.")
+    return retrieval_set(folder.name, read_texts(folder, "corpus"), read_texts(folder, "queries"), qrels)
+
+
+def read_texts(folder: Path, kind: str) -> dict[str, str]:
+    """Id -> text of corpus or queries; a document's title stands before its text."""
+    file = next((f for f in (folder / f"{kind}.jsonl", folder / f"{kind}.jsonl.gz") if f.exists()), None)
+    if file is None:
+        raise UsageError(f"{folder}/{kind}.jsonl is missing.")
+    texts = {}
+    for number, record in records(str(file)):
+        if isinstance(record, BadRow) or "_id" not in record or "text" not in record:
+            raise UsageError(f"{file}, row {number}: an object with _id and text expected, found {record}")
+        texts[str(record["_id"])] = f"{record.get('title') or ''} {record['text']}".strip()
+    return texts
+
+
+def read_qrels(folder: Path, split: str) -> Qrels | None:
+    """Query id -> document id -> grade; None where the split has no file."""
+    file = folder / "qrels" / f"{split}.tsv"
+    if not file.exists():
+        return None
+    qrels: Qrels = {}
+    for number, record in records(str(file)):
+        try:
+            if isinstance(record, BadRow):
+                raise record
+            qrels.setdefault(record["query-id"], {})[record["corpus-id"]] = int(record["score"])
+        except (BadRow, KeyError, ValueError) as error:
+            raise UsageError(f"{file}, row {number}: query-id, corpus-id, score expected ({error}).") from None
+    return qrels
+
+
+def retrieval_set(
+    name: str, corpus: dict[str, str], queries: dict[str, str], qrels: Qrels, max_length: int | None = None
+) -> RetrievalSet:
+    """The queries that have at least one relevant document, against the whole corpus.
+
+    Raises:
+        UsageError: A judgment names a query or document that is not there, or no query is left.
+    """
+    asked = {q: grades for q, grades in qrels.items() if any(grade >= 1 for grade in grades.values())}
+    for q, grades in asked.items():
+        unknown = [f"query {q}"] * (q not in queries) + [f"document {d}" for d in grades if d not in corpus]
+        if unknown:
+            raise UsageError(f"{name}: the judgments name {unknown[0]}, which is not in the data.")
+    if not asked:
+        raise UsageError(f"{name}: no query has a relevant document.")
+    return RetrievalSet(name, corpus, {q: queries[q] for q in asked}, asked, max_length)

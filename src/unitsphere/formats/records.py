@@ -1,0 +1,111 @@
+"""Records out of csv, tsv, jsonl, txt and parquet files (gzipped or not), dataset folders and hubs."""
+
+import csv
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unitsphere.errors import UsageError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".parquet")
+
+
+class BadRow(Exception):
+    """One row cannot be used; the reader goes on behind it."""
+
+
+def records(path: str, header: bool = True) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
+    """Yield (row number as an editor counts lines, record), or the fault in place of a malformed record.
+
+    Args:
+        path: A file, a folder written by `datasets`, or a hub id with an optional split: `owner/name:train`.
+        header: Whether csv and tsv name their columns in the first line; otherwise columns are numbered from 0.
+
+    Raises:
+        UsageError: No such file and no such data set, or a file of an unknown kind.
+    """
+    file = Path(path).expanduser()
+    if not file.exists() or file.is_dir():
+        yield from _dataset(path, file)
+        return
+    kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
+    if kind not in SUFFIXES:
+        raise UsageError(f"{file}: a file ending in {', '.join(SUFFIXES)}, or one of these with .gz, would fit.")
+    try:
+        if kind == ".parquet":
+            yield from _parquet(file)
+            return
+        opener = gzip.open if file.suffix == ".gz" else open
+        with opener(file, "rt", encoding="utf-8-sig", newline="") as lines:
+            if kind == ".txt":
+                yield from ((n, {"text": line.strip()}) for n, line in enumerate(lines, 1) if line.strip())
+            elif kind in (".jsonl", ".ndjson"):
+                yield from _jsonl(lines)
+            else:
+                yield from _separated(lines, "," if kind == ".csv" else "\t", header)
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
+        raise UsageError(f"{file}: not readable as UTF-8 {kind[1:]} ({error}).") from error
+
+
+def _jsonl(lines: Any) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            yield number, BadRow(f"not valid JSON ({error.msg} at column {error.colno}): {line.strip()[:80]!r}")
+            continue
+        yield number, record if isinstance(record, dict) else BadRow(f"a JSON object expected, found {line.strip()[:80]!r}")
+
+
+def _separated(lines: Any, delimiter: str, header: bool) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
+    # Tab-separated files are written without quoting: a quotation mark is a character of the text.
+    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+    names: list[Any] | None = next(reader, None) if header else None
+    for row in reader:
+        if not row:
+            continue
+        keys = names if names is not None else list(range(len(row)))
+        if len(row) != len(keys):
+            yield reader.line_num, BadRow(f"{len(keys)} columns expected, found {len(row)}")
+        else:
+            yield reader.line_num, dict(zip(keys, row, strict=True))
+
+
+def _parquet(file: Path) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        table = parquet.ParquetFile(file)
+        number = 0
+        for batch in table.iter_batches():
+            for record in batch.to_pylist():
+                number += 1
+                yield number, record
+    except pyarrow.ArrowInvalid as error:
+        raise UsageError(f"{file}: not a readable parquet file ({error}).") from error
+
+
+def _dataset(path: str, folder: Path) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
+    import datasets
+
+    name, _, split = path.partition(":")
+    try:
+        if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(str(folder))
+            loaded = loaded if isinstance(loaded, datasets.Dataset) else loaded[split or "train"]
+        else:
+            loaded = datasets.load_dataset(name, split=split or "train")
+    except Exception as error:
+        if isinstance(error, KeyboardInterrupt | MemoryError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"data.path={path}: no such file here, and no folder or hub data set of that name could be loaded ({reason})."
+        ) from error
+    yield from enumerate(loaded, 1)

@@ -1,0 +1,49 @@
+"""A run's before, best and last on test, side by side."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SCALED = ("alignment", "uniformity", "effective_rank", "mean_cosine")  # not shares: shown as they are
+
+
+def before_after(metrics: Mapping[str, float], best_step: int, steps: int) -> Table:
+    """Stored raw (0.7888), shown x 100 (78.88), but for geometry. The difference is best minus before.
+
+    Args:
+        metrics: `before/…`, `test/…` (the chosen checkpoint) and `last/…`.
+        best_step: The step of the chosen checkpoint; 0 is the untrained model.
+        steps: The last step.
+    """
+    table = Table(title="on test", title_justify="left", title_style="bold")
+    table.add_column("metric")
+    for heading in ("before", f"best (step {best_step})", "best - before", f"last (step {steps})"):
+        table.add_column(heading, justify="right")
+    for name in (key.removeprefix("test/") for key in metrics if key.startswith("test/")):
+        before, best, last = (metrics.get(f"{stage}/{name}") for stage in ("before", "test", "last"))
+        difference = None if before is None or best is None else best - before
+        table.add_row(name, shown(name, before), shown(name, best), shown(name, difference, "+"), shown(name, last))
+    return table
+
+
+def scores(metrics: Mapping[str, float]) -> Table:
+    """One model's metrics."""
+    table = Table("metric", show_edge=True)
+    table.add_column("score", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, shown(name, value))
+    return table
+
+
+def shown(name: str, value: float | None, sign: str = "") -> str:
+    """A value as a person reads it."""
+    if value is None:
+        return "-"
+    return f"{value:{sign}.3f}" if name.endswith(SCALED) else f"{100 * value:{sign}.2f}"
+
+
+def show(renderable: Any) -> None:
+    """Print to the terminal, or as plain text where there is none."""
+    Console().print(renderable)

@@ -1,0 +1,163 @@
+"""A run's folder under outputs/: made exclusively, written atomically, read without torch.
+
+    outputs/<name>/s<seed>_<YYYYMMDD-HHMMSS>[-n]/
+      config.yaml  overrides.yaml  run.json  metrics.json  metrics.csv  scores/  model/  checkpoints/
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unitsphere import paths
+from unitsphere.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LIBRARIES = (
+    "unitsphere", "torch", "transformers", "tokenizers", "pytorch-lightning", "hydra-core", "numpy", "scipy",
+    "faiss-cpu", "pytrec-eval-terrier", "datasets",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    folder: Path
+
+    @classmethod
+    def create(cls, outputs: Path, name: str, seed: int) -> "Run":
+        """Make a new folder that no other run has, however many start in the same second."""
+        stem = f"s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+        parent = outputs / name
+        parent.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while True:
+            folder = parent / (stem if number == 1 else f"{stem}-{number}")
+            try:
+                folder.mkdir()
+                return cls(folder)
+            except FileExistsError:
+                number += 1
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            UsageError: The path is not a run folder.
+        """
+        folder = Path(path).expanduser()
+        if not (folder / "run.json").exists() or not (folder / "config.yaml").exists():
+            raise UsageError(f"{path} is not a run folder: it should hold config.yaml and run.json.")
+        return cls(folder)
+
+    @property
+    def config(self) -> DictConfig:
+        """The resolved configuration."""
+        config = OmegaConf.load(self.folder / "config.yaml")
+        assert isinstance(config, DictConfig)
+        return config
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """run.json; the status of a run whose process is gone reads `killed`."""
+        info: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        if info["status"] == "running" and info["host"] == socket.gethostname() and not _alive(info["pid"]):
+            info["status"] = "killed"
+        return info
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """metrics.json; empty where nothing was scored yet."""
+        file = self.folder / "metrics.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    def note(self, **values: Any) -> None:
+        """Set keys of run.json."""
+        file = self.folder / "run.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        write(file, json.dumps(known | values, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add to metrics.json."""
+        write(self.folder / "metrics.json", json.dumps(self.metrics | dict(metrics), indent=2) + "\n")
+
+    def add_items(self, stage: str, items: "Mapping[str, pd.DataFrame]") -> None:
+        """Write scores/<stage>/<task>.parquet, one row a query or pair."""
+        folder = self.folder / "scores" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        for task, table in items.items():
+            part = folder / f"{task}.parquet.writing"
+            table.to_parquet(part)
+            part.replace(folder / f"{task}.parquet")
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.writing")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def provenance() -> dict[str, Any]:
+    """Where and with what this process runs."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in LIBRARIES},
+        "git": _git(),
+    }
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and cleanliness of the checkout that the code runs from; None outside one."""
+    checkout = paths.conf().parent
+    if not (checkout / ".git").exists():
+        return None
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(checkout), *args], capture_output=True, text=True).stdout.strip()
+
+    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}

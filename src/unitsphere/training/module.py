@@ -1,0 +1,59 @@
+"""The one LightningModule: every objective trains through it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from unitsphere.embedder import Embedder
+from unitsphere.evaluation.geometry import mean_cosine
+from unitsphere.evaluation.score import score
+from unitsphere.training.chunks import embeddings
+from unitsphere.training.gather import gather
+from unitsphere.types import Batch, Evaluator, Loss, Result
+
+
+class EmbeddingModule(pl.LightningModule):
+    """Encode a batch, put the ranks together, ask the loss.
+
+    Args:
+        embedder: What is trained.
+        loss: A `types.Loss`; its own parameters, if any, are trained too.
+        optim: Called with this module and the number of steps; returns optimiser and scheduler.
+        chunks: Length-sorted passes in which a batch is encoded.
+        dev: Evaluators of the dev split, which choose the checkpoint.
+    """
+
+    def __init__(self, embedder: Embedder, loss: Loss, optim: Any, chunks: int, dev: Sequence[Evaluator]):
+        super().__init__()
+        self.embedder = embedder
+        self.loss: Any = loss
+        self.optim = optim
+        self.chunks = chunks
+        self.dev = dev
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        e = gather(embeddings(self.embedder, batch, self.loss.views, self.chunks, self.device))
+        out = self.loss(e)
+        with torch.no_grad():
+            spread = mean_cosine(nn.functional.normalize(e.anchors[0].float(), dim=-1))
+        rows = len(e.anchors[0])
+        self.log("train/loss", out.total, prog_bar=True, batch_size=rows)
+        self.log("train/mean_cosine", spread, batch_size=rows)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=rows)
+        for name, value in out.parts.items():
+            self.log(f"train/{name}", value, batch_size=rows)
+        return out.total
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer, scheduler = self.optim(self, self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device)
+
+    def score_dev(self) -> Result:
+        """The embedder as it is now, on dev."""
+        return score(self.dev, self.embedder.embed)

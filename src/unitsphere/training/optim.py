@@ -1,0 +1,76 @@
+"""Optimiser and learning-rate schedule.
+
+Papers: Loshchilov & Hutter 2019, decoupled weight decay, https://arxiv.org/abs/1711.05101.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import SchedulerType, get_scheduler
+
+from unitsphere.errors import UsageError
+
+
+class AdamW:
+    """AdamW without decay on biases and normalisation weights, with a schedule over the run's steps.
+
+    Args:
+        lr: Peak learning rate.
+        weight_decay: Of all matrices.
+        betas: Decay rates of the two moments.
+        eps: Added to the root of the second moment.
+        schedule: A transformers scheduler: linear, cosine, constant_with_warmup, ….
+        warmup: Share of all steps, in [0, 1), over which the rate rises from 0.
+
+    Raises:
+        UsageError: No such schedule, or a warm-up outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        schedule: str = "linear",
+        warmup: float = 0.0,
+    ):
+        known = [kind.value for kind in SchedulerType]
+        if schedule not in known:
+            raise UsageError(f"optim.schedule={schedule}: {', '.join(known)} would fit.")
+        if not 0 <= warmup < 1:
+            raise UsageError(f"optim.warmup={warmup}: a share of the steps in [0, 1) would fit.")
+        self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
+        self.schedule, self.warmup = schedule, warmup
+
+    def __call__(self, module: nn.Module, steps: float) -> tuple[torch.optim.Optimizer, Any]:
+        """Optimiser and scheduler for `module`'s trainable parameters over `steps` steps.
+
+        Raises:
+            UsageError: The number of steps is not known, and the schedule needs it.
+        """
+        if math.isinf(steps):
+            if self.warmup or not self.schedule.startswith("constant"):
+                raise UsageError(
+                    "optim.schedule: with trainer.max_time alone the number of steps is not known; set "
+                    "trainer.max_steps or max_epochs too, or optim.schedule=constant optim.warmup=0"
+                )
+            steps = 1
+        groups = parameter_groups(module, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps)
+        scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), int(steps))
+        return optimizer, scheduler
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; vectors and scalars (biases, normalisation weights) do not."""
+
+    def group(parameters: Iterable[nn.Parameter], decay: float) -> dict[str, Any]:
+        return {"params": list(parameters), "weight_decay": decay}
+
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    decayed, kept = (p for p in trainable if p.ndim > 1), (p for p in trainable if p.ndim <= 1)
+    return [group(decayed, weight_decay), group(kept, 0.0)]

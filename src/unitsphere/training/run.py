@@ -1,0 +1,186 @@
+"""One run from a resolved configuration: score, train, choose, score again, save.
+
+The order matters: everything that can be wrong with the input is found before a model is loaded, and everything is
+written as soon as it is known, so that a killed run has lost nothing that a resumed one needs.
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+
+from unitsphere import artefact, paths
+from unitsphere.build import build
+from unitsphere.data.batches import Batches
+from unitsphere.embedder import Embedder
+from unitsphere.errors import UsageError
+from unitsphere.evaluation.score import score
+from unitsphere.runs import Run, provenance
+from unitsphere.training import curves
+from unitsphere.training.module import EmbeddingModule
+from unitsphere.types import Evaluator, Result
+
+LAST = "checkpoints/last.ckpt"
+BEST = "checkpoints/best.safetensors"
+
+
+def train(config: DictConfig, run: Run) -> dict[str, float]:
+    """Carry out a run, or go on with one that was killed, and return its metrics.
+
+    Args:
+        config: Resolved; `auto` settings made concrete.
+        run: Its folder. Where it holds a checkpoint, training goes on from there.
+
+    Raises:
+        UsageError: Something in the configuration or the data does not fit.
+    """
+    _quiet()
+    began = time.monotonic()
+    run.note(**provenance(), status="running", seed=config.seed, threads=config.trainer.threads)
+    try:
+        metrics = _train(config, run)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        run.note(status=status, error=f"{type(error).__name__}: {error}")
+        raise
+    run.note(status="done", error=None, wall_seconds=round(time.monotonic() - began, 1), peak_memory_gib=_peak_memory())
+    return metrics
+
+
+def _train(config: DictConfig, run: Run) -> dict[str, float]:
+    check_needs(config)
+    pl.seed_everything(config.seed, verbose=False)
+    data = build(config.data)
+    run.note(data={"name": data.name, **data.splits.provenance()})
+    dev, test = (evaluators(config.eval, split, getattr(data.splits, split)) for split in ("dev", "test"))
+    trainer = build(
+        config.trainer,
+        default_root_dir=str(run.folder),
+        logger=[build(node, save_dir=str(run.folder)) for node in config.logger.values()],
+        callbacks=[build(node) for node in config.callbacks.values()],
+    )
+    embedder = build_embedder(config)
+    loss = build(config.loss)
+    batches = Batches(
+        data.splits.train,
+        embedder.encoder,
+        embedder.prompts,
+        data.batch_size,
+        data.max_length,
+        config.seed,
+        paths.cache(),
+    )
+    batches.rank, batches.world = trainer.global_rank, trainer.world_size
+    run.note(
+        device=str(trainer.strategy.root_device),
+        parameters=sum(p.numel() for p in embedder.parameters()),
+        embedder=embedder.protocol(),
+    )
+    checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
+    if checkpoint is None:
+        _score(run, "before", test, embedder)
+    else:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        curves.cut(run.folder / "metrics.csv", state["global_step"])
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config))
+    module = EmbeddingModule(embedder, loss, build(config.optim), config.trainer.chunks, dev)
+    trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+    selection = trainer.checkpoint_callback
+    run.note(steps=trainer.global_step, best_step=selection.best_step, selected=selection.selected, looks=selection.looks)
+    look = next(look for look in selection.looks if look["step"] == selection.best_step)
+    run.add_metrics({f"dev/{k}": v for k, v in look["metrics"].items()})
+    if selection.best_step != trainer.global_step:
+        _score(run, "last", test, embedder)
+        embedder.load_state_dict(load_file(run.folder / BEST))
+    artefact.save(embedder, {k: OmegaConf.to_container(config[k]) for k in ("pooling", "embedder")}, run.folder / "model")
+    result = _score(run, "test", test, embedder)
+    run.note(protocol=result.protocol, primary=result.primary)
+    if selection.best_step == trainer.global_step:
+        run.add_metrics({f"last/{k}": v for k, v in result.metrics.items()})
+    return run.metrics
+
+
+def check_needs(config: DictConfig) -> None:
+    """Fail before anything is loaded where the loss reads a column that the data does not have.
+
+    Raises:
+        UsageError: It names the data options that would fit.
+    """
+    needs = get_class(config.loss._target_).needs
+    lacking = [column for column in needs if column not in config.data.columns]
+    if lacking:
+        fitting = [
+            option.stem
+            for option in sorted((paths.conf() / "data").glob("*.yaml"))
+            if set(needs) <= set(OmegaConf.load(option).columns)
+        ]
+        raise UsageError(
+            f"this loss reads {', '.join(needs)}, and the data has no {', '.join(lacking)} "
+            f"(it has {', '.join(config.data.columns)}). Data that would fit: data={'|'.join(fitting)}, "
+            f"or name the column: +data.columns.{lacking[0]}=…"
+        )
+
+
+def evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Evaluator]:
+    """The evaluators of a split.
+
+    Args:
+        nodes: The config group `eval`.
+        split: "dev" or "test".
+        own: The data's own queries of that split, or None.
+    """
+    return [build(node, split=split, own=own) for node in nodes.values()]
+
+
+def build_embedder(config: DictConfig) -> Embedder:
+    """The embedder that the configuration describes, or, with `init`, a run's or folder's with its pooling, projection
+    and prompts."""
+    if config.init is not None:
+        embedder: Embedder = artefact.load(config.init)
+    else:
+        encoder = build(config.encoder)
+        embedder = build(config.embedder, encoder=encoder, pooling=build(config.pooling, dim=encoder.dim))
+    gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
+    return embedder.to("cuda" if gpu else "cpu").train()
+
+
+def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder) -> Result:
+    result = score(test, embedder.embed)
+    run.add_metrics({f"{stage}/{k}": v for k, v in result.metrics.items()})
+    run.add_items(stage, result.items)
+    return result
+
+
+def _peak_memory() -> float | None:
+    """Largest resident memory of this process so far, in GiB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+
+
+def _quiet() -> None:
+    """Keep what libraries say about themselves out of the way of what the run says."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("pytorch_lightning", "lightning_fabric", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (".*does not have many workers.*", ".*in eval mode.*", ".*isinstance.treespec.*", ".*is smaller than the logging.*"):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,105 @@
+"""Score on dev, keep the best weights (those before training are a candidate), and save what resuming needs."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from safetensors.torch import save_file
+
+from unitsphere.errors import UsageError
+
+
+class Selection(Checkpoint):
+    """Writes `checkpoints/best.safetensors` (embedder weights) and `checkpoints/last.ckpt` (everything, for resuming).
+
+    Args:
+        every: Optimiser steps between two looks at dev; below 1, a share of all steps (0.5: half way and at the end).
+        save_every: Steps between two `last.ckpt`; one is written at every look at dev too.
+        metric: The dev metric to choose by, without `dev/`; None is the primary one of the first evaluator.
+        mode: "max" or "min".
+    """
+
+    def __init__(self, every: float = 0.5, save_every: int = 50, metric: str | None = None, mode: str = "max"):
+        if every <= 0 or save_every < 1:
+            raise UsageError(f"callbacks.selection: every={every} and save_every={save_every} must be positive.")
+        self.every, self.save_every, self.metric, self.mode = every, save_every, metric, mode
+        self.looks: list[dict[str, Any]] = []  # {"step": …, "metrics": {…}} for each look at dev
+        self.best_step = -1
+        self.selected: dict[str, Any] = {}  # the metric chosen by, and its best value
+        self._rng: dict[str, Any] | None = None
+        self._last_seen = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
+        self._interval = max(1, round(self.every * trainer.estimated_stepping_batches)) if self.every < 1 else self.every
+        if self._rng is not None:
+            torch.set_rng_state(self._rng["cpu"])
+            if self._rng["cuda"]:
+                torch.cuda.set_rng_state_all(self._rng["cuda"])
+        elif trainer.global_step == 0:
+            self._look(trainer, module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step == self._last_seen:  # an accumulation step: no optimiser step was made
+            return
+        self._last_seen = step
+        look = step % self._interval == 0
+        if look:
+            self._look(trainer, module)
+        if look or step % self.save_every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if not self.looks or self.looks[-1]["step"] != trainer.global_step:
+            self._look(trainer, module)
+        self._save(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"looks": self.looks, "best_step": self.best_step, "selected": self.selected}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.looks, self.best_step, self.selected = state["looks"], state["best_step"], state["selected"]
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        self._rng = checkpoint["rng"]
+        self._last_seen = checkpoint["global_step"]
+
+    def _look(self, trainer: pl.Trainer, module: Any) -> None:
+        result = module.score_dev()
+        metric = self.metric or result.primary
+        if metric not in result.metrics:
+            raise UsageError(f"select={metric}: dev has {', '.join(result.metrics)}")
+        sign = 1 if self.mode == "max" else -1
+        value, past = result.metrics[metric], [sign * look["metrics"][metric] for look in self.looks]
+        better = not past or sign * value > max(past)
+        self.looks.append({"step": trainer.global_step, "metrics": dict(result.metrics)})
+        for logger in trainer.loggers:
+            logger.log_metrics({f"dev/{k}": v for k, v in result.metrics.items()}, step=trainer.global_step)
+        module.print(f"step {trainer.global_step}: dev/{metric} {100 * value:.2f}{' (best so far)' * better}")
+        if better:
+            self.best_step = trainer.global_step
+            self.selected = {"metric": f"dev/{metric}", "value": value}
+            if trainer.is_global_zero:
+                file = self._folder(trainer) / "best.safetensors"
+                weights = {k: v.detach().cpu().contiguous() for k, v in module.embedder.state_dict().items()}
+                save_file(weights, file.with_suffix(".writing"))
+                file.with_suffix(".writing").replace(file)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        file = self._folder(trainer) / "last.ckpt"
+        part = file.with_suffix(".writing")
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            os.replace(part, file)
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        folder = Path(trainer.default_root_dir) / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        return folder

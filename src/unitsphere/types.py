@@ -1,0 +1,145 @@
+"""The records that pass between encoder, pooling, loss, data and evaluation, and the contracts of those five.
+
+Frozen dataclasses without logic, and Protocols. B is a number of texts, T of tokens, D a width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Padded token ids (B, T) and their mask (B, T), 1 where there is a token."""
+
+    ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """What an encoder returns: last hidden states (B, T, D), the mask (B, T), and, where asked for, the states of all
+    layers, the embedding layer first."""
+
+    hidden: Tensor
+    mask: Tensor
+    layers: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N rows of training data, tokenised but not padded.
+
+    A row has one anchor, at most one positive and any number of negatives; the M negatives of all rows stand in one
+    list, and `negative_rows` (M) says whose each is. Texts are numbered, so that equal texts have equal numbers.
+    """
+
+    tokens: Mapping[str, Sequence[np.ndarray]]  # column -> one array of token ids a text
+    text_ids: Mapping[str, Tensor]  # column -> (N) or, for "negative", (M)
+    negative_rows: Tensor
+    row_ids: Tensor
+    labels: Tensor | None = None
+    scores: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device`; token ids stay on the CPU until they are padded."""
+        move = {
+            name: value.to(device)
+            for name in ("negative_rows", "row_ids", "labels", "scores")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, text_ids={k: v.to(device) for k, v in self.text_ids.items()}, **move)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What a loss reads: the vectors of a batch and the batch behind them."""
+
+    anchors: tuple[Tensor, ...]  # one (N, D) for each view
+    positives: Tensor | None  # (N, D)
+    negatives: Tensor | None  # (M, D)
+    batch: Batch
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The scalar to minimise, and its named parts for the curves."""
+
+    total: Tensor
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """Queries, documents and graded judgments; a document is relevant where its grade is 1 or more."""
+
+    name: str
+    corpus: Mapping[str, str]  # document id -> text
+    queries: Mapping[str, str]  # query id -> text
+    qrels: Mapping[str, Mapping[str, int]]  # query id -> document id -> grade
+    max_length: int | None = None  # tokens kept of its texts; None is the encoder's limit
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an evaluator returns.
+
+    Attributes:
+        metrics: `task/measure` -> raw value (0.7888, not 78.88), in the order in which a table shows them.
+        primary: The one metric that stands for the evaluator.
+        items: Task -> one row a query or pair, with gold, prediction or measures.
+        protocol: What must be equal before two such results may be compared.
+    """
+
+    metrics: Mapping[str, float]
+    primary: str
+    items: Mapping[str, pd.DataFrame]
+    protocol: Mapping[str, Any]
+
+
+class Encoder(Protocol):
+    """Tokens to token states. `dim` is the width D, `max_length` the longest input in tokens."""
+
+    dim: int
+    max_length: int
+    tokenizer: Any
+    model: Any
+
+    def __call__(self, tokens: Tokens, layers: bool = False) -> TokenStates: ...
+
+
+class Pooler(Protocol):
+    """Token states to one vector a text: (B, D')."""
+
+    dim: int
+    needs_layers: bool
+
+    def __call__(self, states: TokenStates) -> Tensor: ...
+
+
+class Loss(Protocol):
+    """Arithmetic on the vectors of a batch. `needs` names the columns it reads; `views` says how often an anchor
+    passes the encoder."""
+
+    needs: tuple[str, ...]
+    views: int
+
+    def __call__(self, embeddings: Embeddings) -> LossOutput: ...
+
+
+class Embed(Protocol):
+    """Texts to vectors (B, D), float32. `role` is "query" or "document" and selects the prompt; `max_length` cuts
+    to fewer tokens than the encoder could read."""
+
+    def __call__(self, texts: Sequence[str], role: str, max_length: int | None = None) -> np.ndarray: ...
+
+
+class Evaluator(Protocol):
+    """Scores an embedding function; never sees the model behind it."""
+
+    def __call__(self, embed: Embed) -> Result: ...
