@@ -80,7 +80,7 @@ def load(path: str | Path) -> Embedder:
     pooling = build(saved.get("pooling") or {"_target_": POOLINGS["mean",]}, dim=encoder.dim)
     node = saved.get("embedder") or {"_target_": "unitsphere.embedder.Embedder"}
     embedder: Embedder = build(node, encoder=encoder, pooling=pooling)
-    head: dict[str, Tensor] = saved.get("head", {})
+    head = saved.get("head", {})
     if folder is not None and (folder / "head.safetensors").exists():
         head = load_file(folder / "head.safetensors")
     missing = _head(embedder).keys() ^ head.keys()
@@ -142,7 +142,8 @@ def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
 def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
     """The config nodes that say what a sentence-transformers folder says."""
     node: dict[str, Any] = {"_target_": "unitsphere.embedder.Embedder", "normalize": False}
-    saved: dict[str, Any] = {"embedder": node}
+    head: dict[str, Tensor] = {}
+    saved: dict[str, Any] = {"embedder": node, "head": head}
     for module in json.loads((folder / "modules.json").read_text()):
         kind, place = module["type"].rsplit(".", 1)[-1], folder / module["path"]
         config = json.loads((place / "config.json").read_text()) if (place / "config.json").exists() else {}
@@ -154,10 +155,10 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
             saved["pooling"] = {"_target_": POOLINGS[modes]}
         elif kind == "Dense" and "Identity" in config["activation_function"] and not config["bias"]:
             node["projection_dim"] = config["out_features"]
-            saved["head"] = {"projection.weight": _dense(place)["linear.weight"]}
+            head["projection.weight"] = _dense(place)["linear.weight"]
         elif kind == "Dense" and "Tanh" in config["activation_function"] and saved["pooling"]["_target_"].endswith("CLSPooling"):
             saved["pooling"] = {"_target_": "unitsphere.pooling.cls.CLSMLPPooling"}
-            saved["head"] = {f"pooling.dense.{k.removeprefix('linear.')}": v for k, v in _dense(place).items()}
+            head |= {f"pooling.dense.{k.removeprefix('linear.')}": v for k, v in _dense(place).items()}
         elif kind == "Normalize":
             node["normalize"] = True
         elif kind != "Transformer":

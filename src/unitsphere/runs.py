@@ -37,9 +37,9 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, outputs: Path, name: str, seed: int) -> "Run":
-        """Make a new folder that no other run has, however many start in the same second."""
-        stem = f"s{seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    def create(cls, outputs: Path, name: str, stem: str) -> "Run":
+        """Make the new folder outputs/name/stem_<time>, which no other run has, however many start in one second."""
+        stem = f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}"
         parent = outputs / name
         parent.mkdir(parents=True, exist_ok=True)
         number = 1

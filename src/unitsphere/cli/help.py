@@ -28,9 +28,9 @@ def page(root: str) -> str:
 
 
 def first_comment(option: Path) -> str:
-    """The first line of a config file, where it is a comment."""
-    first = option.read_text(encoding="utf-8").partition("\n")[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
+    """The first comment of a config file, after Hydra's `@package` if it has that."""
+    comments = re.match(r"(?:# @package .*\n)?# (.*)\n", option.read_text(encoding="utf-8"))
+    return comments[1] if comments else ""
 
 
 def _wrapped(lead: str, text: str) -> str:

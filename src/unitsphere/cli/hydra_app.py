@@ -22,20 +22,21 @@ from unitsphere.cli.help import page
 from unitsphere.errors import UsageError
 
 
-def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str]) -> None:
+def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], verb: str | None = None) -> None:
     """Compose conf/<root>.yaml with the arguments and call `job` once, or once a cell with `-m`.
 
     Args:
-        root: Name of a root config; also how the command is called in messages.
+        root: Name of a root config.
         job: Gets the composed configuration.
         arguments: In Hydra's grammar.
+        verb: How the command is called, where that is not the root's name.
     """
     if any(argument in ("-h", "--help") for argument in arguments):
         sys.stdout.write(page(root))
         return
     # With full errors Hydra lets exceptions through, and they are turned into messages here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"unitsphere {root}", *arguments]
+    sys.argv = [f"unitsphere {verb or root}", *arguments]
 
     def guarded(config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -43,12 +44,12 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str]) -
         try:
             return job(config)
         except UsageError as error:
-            _fail(error)  # not an Exception, so that Hydra adds nothing to the message
+            fail(error)  # not an Exception, so that Hydra adds nothing to the message
 
     try:
         hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name=root)(guarded)()
     except (HydraException, OmegaConfBaseException, UsageError) as error:
-        _fail(error)
+        fail(error)
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -66,7 +67,8 @@ def resolved(config: DictConfig) -> DictConfig:
         raise UsageError(str(error).splitlines()[0]) from error
 
 
-def _fail(error: BaseException) -> None:
+def fail(error: BaseException) -> None:
+    """Print one message and end with status 2."""
     sys.stderr.write(f"error: {_message(error)}\n")
     sys.exit(2)
 

@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from unitsphere.errors import UsageError
+
 VERBS = {
     "train": "train, choose by dev, score on test, save (the same as python train.py)",
     "evaluate": "score a run, a model folder or a hub model",
@@ -21,4 +23,8 @@ def main() -> None:
     if verb not in VERBS:
         print(f"unitsphere: no verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
-    import_module(f"unitsphere.cli.{verb}").main(arguments[1:])
+    try:
+        import_module(f"unitsphere.cli.{verb}").main(arguments[1:])
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)

@@ -32,7 +32,7 @@ def start(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> 
     from unitsphere.training.trainer import make_concrete
 
     make_concrete(config)
-    run = Run.create(Path(config.outputs), config.name, config.seed)
+    run = Run.create(Path(config.outputs), config.name, f"s{config.seed}")
     run.note(status="created", name=config.name, host=None, pid=0, choices={k: v for k, v in choices.items() if "/" not in k})
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))

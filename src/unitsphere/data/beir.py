@@ -46,11 +46,12 @@ class Beir(Data):
         if dev is None:
             dev = {q: grades for q, grades in train.items() if _held_out(q)}
             train = {q: grades for q, grades in train.items() if not _held_out(q)}
+        asked = retrieval_set(self.name, corpus, queries, train)
         pairs = [
-            {"query": queries[q], "document": corpus[d]}
-            for q, grades in train.items()
+            {"query": asked.queries[q], "document": corpus[d]}
+            for q, grades in asked.qrels.items()
             for d, grade in grades.items()
-            if grade >= 1 and queries[q] and corpus[d]
+            if grade >= 1 and asked.queries[q] and corpus[d]
         ]
         rows = Rows(**{column: [pair[source] for pair in pairs] for column, source in self.columns.items()})
         dev_set, test_set = (

@@ -17,9 +17,9 @@ def before_after(metrics: Mapping[str, float], best_step: int, steps: int) -> Ta
         best_step: The step of the chosen checkpoint; 0 is the untrained model.
         steps: The last step.
     """
-    table = Table(title="on test", title_justify="left", title_style="bold")
-    table.add_column("metric")
-    for heading in ("before", f"best (step {best_step})", "best - before", f"last (step {steps})"):
+    table = Table(title="on test", title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for heading in ("before", f"best\nstep {best_step}", "best -\nbefore", f"last\nstep {steps}"):
         table.add_column(heading, justify="right")
     for name in (key.removeprefix("test/") for key in metrics if key.startswith("test/")):
         before, best, last = (metrics.get(f"{stage}/{name}") for stage in ("before", "test", "last"))
@@ -28,10 +28,10 @@ def before_after(metrics: Mapping[str, float], best_step: int, steps: int) -> Ta
     return table
 
 
-def scores(metrics: Mapping[str, float]) -> Table:
-    """One model's metrics."""
-    table = Table("metric", show_edge=True)
-    table.add_column("score", justify="right")
+def scores(metrics: Mapping[str, float], split: str) -> Table:
+    """One model's metrics on a split."""
+    table = Table("metric")
+    table.add_column(split, justify="right")
     for name, value in metrics.items():
         table.add_row(name, shown(name, value))
     return table

@@ -42,7 +42,7 @@ def train(config: DictConfig, run: Run) -> dict[str, float]:
     Raises:
         UsageError: Something in the configuration or the data does not fit.
     """
-    _quiet()
+    quiet()
     began = time.monotonic()
     run.note(**provenance(), status="running", seed=config.seed, threads=config.trainer.threads)
     try:
@@ -60,7 +60,7 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
     data = build(config.data)
     run.note(data={"name": data.name, **data.splits.provenance()})
-    dev, test = (evaluators(config.eval, split, getattr(data.splits, split)) for split in ("dev", "test"))
+    dev, test = (build_evaluators(config.eval, split, getattr(data.splits, split)) for split in ("dev", "test"))
     trainer = build(
         config.trainer,
         default_root_dir=str(run.folder),
@@ -133,7 +133,7 @@ def check_needs(config: DictConfig) -> None:
         )
 
 
-def evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Evaluator]:
+def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Evaluator]:
     """The evaluators of a split.
 
     Args:
@@ -172,7 +172,7 @@ def _peak_memory() -> float | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep what libraries say about themselves out of the way of what the run says."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -180,7 +180,7 @@ def _quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("pytorch_lightning", "lightning_fabric", "torch"):
+    for name in ("pytorch_lightning", "lightning_fabric", "torch", "faiss"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (".*does not have many workers.*", ".*in eval mode.*", ".*isinstance.treespec.*", ".*is smaller than the logging.*"):
         warnings.filterwarnings("ignore", message)

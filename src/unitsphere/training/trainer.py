@@ -25,10 +25,15 @@ def make_concrete(config: DictConfig) -> None:
     """Replace every `auto` of the trainer's settings by what this machine gives, so that the saved config has it."""
     gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
     automatic = {
-        "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": cpu_threads(),
         "precision": "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true",
         "chunks": 1 if gpu else 4,
     }
     for key, value in automatic.items():
         if config.trainer[key] == "auto":
             config.trainer[key] = value
+
+
+def cpu_threads() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,66 @@
+"""`unitsphere evaluate`: score a model that is already there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unitsphere.cli import hydra_app
+from unitsphere.errors import UsageError
+from unitsphere.runs import Run, provenance, write
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    hydra_app.run("eval", job, arguments, verb="evaluate")
+
+
+def job(config: DictConfig) -> None:
+    """Build or load the embedder, score it, save and print."""
+    import torch
+
+    from unitsphere import artefact
+    from unitsphere.build import build
+    from unitsphere.evaluation.score import score
+    from unitsphere.report import table
+    from unitsphere.training.run import build_evaluators, quiet
+    from unitsphere.training.trainer import cpu_threads
+
+    quiet()
+    config = hydra_app.resolved(config)
+    if (config.model is None) == ("encoder" not in config):
+        raise UsageError("give one of model=… (a run, a folder, a hub id) and encoder=… (an option)")
+    if config.split not in ("dev", "test"):
+        raise UsageError(f"split={config.split}: dev or test would fit.")
+    if config.threads == "auto":
+        config.threads = cpu_threads()
+    torch.set_num_threads(config.threads)
+    own = _own(config)
+    evaluators = build_evaluators(config.eval, config.split, own)
+    if config.model is not None:
+        embedder = artefact.load(config.model)
+    else:
+        encoder = build(config.encoder)
+        embedder = build(config.embedder, encoder=encoder, pooling=build(config.pooling, dim=encoder.dim))
+    embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    name = Path(config.model).name if config.model is not None else config.encoder._target_.rsplit(".", 1)[-1]
+    run = Run.create(Path(config.outputs) / "evaluations", name, "eval")
+    write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
+    run.note(**provenance(), status="running", embedder=embedder.protocol())
+    result = score(evaluators, embedder.embed)
+    run.add_metrics({f"{config.split}/{k}": v for k, v in result.metrics.items()})
+    run.add_items(config.split, result.items)
+    run.note(status="done", protocol=result.protocol, primary=result.primary)
+    table.show(table.scores(result.metrics, config.split))
+    table.show(str(run.folder))
+
+
+def _own(config: DictConfig) -> Any:
+    """The queries of the data given, else of the data that the run was trained on; None where there is neither."""
+    from unitsphere.build import build
+
+    node = config.get("data")
+    if node is None and config.model is not None and (Path(config.model) / "config.yaml").exists():
+        node = Run.open(config.model).config.data
+    return getattr(build(node).splits, config.split) if node is not None else None

@@ -1,0 +1,101 @@
+"""A saved model gives the same vectors in unitsphere, in transformers and in sentence-transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed
+from transformers import AutoModel, AutoTokenizer
+
+from unitsphere import artefact, paths
+from unitsphere.build import build
+from unitsphere.errors import UsageError
+from unitsphere.training.run import build_embedder
+
+TEXTS = ["A red fish.", "an old tree by the river, and a car", "x", ""]
+POOLINGS = sorted(f.stem for f in (paths.conf() / "pooling").glob("*.yaml"))
+
+
+def made(*overrides):
+    config = composed("encoder=tiny", *overrides)
+    torch.manual_seed(0)
+    embedder = build_embedder(config).eval()
+    for parameter in embedder.pooling.parameters():  # so that learned poolers are not at their start
+        torch.nn.init.normal_(parameter, std=0.3)
+    return embedder, {"pooling": dict(config.pooling), "embedder": {**config.embedder}}
+
+
+def saved(tmp_path, *overrides):
+    embedder, nodes = made(*overrides)
+    artefact.save(embedder, nodes, tmp_path / "model")
+    return embedder, tmp_path / "model"
+
+
+@pytest.mark.parametrize("options", [(), ("embedder.projection_dim=7",), ("embedder.normalize=false", "embedder.prompts.query='ask: '")])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_loads_equal(tmp_path, pooling, options):
+    embedder, folder = saved(tmp_path, f"pooling={pooling}", *options)
+    again = artefact.load(folder)
+    np.testing.assert_allclose(again.encode(TEXTS, "query"), embedder.encode(TEXTS, "query"), atol=1e-6)
+    assert again.protocol() == embedder.protocol()
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder, add_pooling_layer=False)
+    tokens = tokenizer(TEXTS[1:2], return_tensors="pt")
+    ours = embedder.encoder.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+    torch.testing.assert_close(model.eval()(**tokens).last_hidden_state, ours.last_hidden_state, atol=1e-6, rtol=0)
+
+    library = pytest.importorskip("sentence_transformers", reason="a dev dependency")
+    if not (embedder.pooling.sentence_transformers or pooling == "cls_mlp"):
+        assert not (folder / "modules.json").exists()
+        return
+    theirs = library.SentenceTransformer(str(folder), device="cpu")
+    prompt = embedder.prompts.get("query", "")
+    np.testing.assert_allclose(theirs.encode(TEXTS, prompt=prompt), embedder.encode(TEXTS, "query"), atol=1e-5)
+    (folder / "unitsphere.yaml").unlink()  # what is left is a folder of that library
+    (folder / "head.safetensors").unlink(missing_ok=True)
+    np.testing.assert_allclose(artefact.load(folder).encode(TEXTS, "query"), embedder.encode(TEXTS, "query"), atol=1e-5)
+
+
+def test_a_train_only_mlp_is_not_exported_but_kept(tmp_path):
+    embedder, folder = saved(tmp_path, "pooling=cls_mlp", "pooling.train_only=true")
+    assert "Dense" not in (folder / "modules.json").read_text()
+    again = artefact.load(folder)
+    torch.testing.assert_close(again.pooling.dense.weight, embedder.pooling.dense.weight)
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    with pytest.raises(UsageError, match="encoder.path=/path/to/the/folder"):
+        artefact.load("no/such-model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="does not hold a model"):
+        artefact.load(tmp_path / "empty")
+    _, folder = saved(tmp_path, "pooling=attention")
+    (folder / "head.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"head.safetensors does not fit"):
+        artefact.load(folder)
+    _, folder = saved(tmp_path)
+    (folder / "unitsphere.yaml").unlink()
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([*modules, {"idx": 9, "name": "9", "path": "9_LSTM", "type": "x.LSTM"}]))
+    with pytest.raises(UsageError, match=r"x.LSTM has no counterpart"):
+        artefact.load(folder)
+
+
+def test_encode_keeps_the_order_and_the_mode(embedder):
+    texts = [f"{'long ' * (i % 5)}text {i}" for i in range(20)] + ["text 0"]
+    embedder.train()
+    together = embedder.encode(texts, batch_tokens=64)
+    alone = np.concatenate([embedder.encode([t]) for t in texts])
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    assert embedder.training and together.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+
+
+def test_dropout_is_settable(tmp_path):
+    _, folder = saved(tmp_path)
+    node = composed("encoder=bert_base", f"encoder.path={folder}", "encoder.dropout=0.25").encoder
+    config = build(node).model.config
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.25
+    with pytest.raises(UsageError, match="probability"):
+        build({**node, "dropout": 1.5})

@@ -1,0 +1,62 @@
+"""Encoding a batch in length-sorted chunks is exact: same vectors, same loss, same gradients as the padded batch."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from unitsphere.embedder import Embedder
+from unitsphere.encoders.tiny import tiny
+from unitsphere.losses.infonce import InfoNCE
+from unitsphere.losses.simcse import SimCSE
+from unitsphere.pooling.mean import MeanPooling
+from unitsphere.training.chunks import embeddings, encode
+from unitsphere.types import Batch
+
+CPU = torch.device("cpu")
+
+
+def made(n=9):
+    generator = np.random.default_rng(0)
+    tokens = {c: [generator.integers(5, 60, size=generator.integers(2, 40)) for _ in range(n)] for c in ("anchor", "positive")}
+    tokens["negative"] = [generator.integers(5, 60, size=k) for k in (3, 30, 12)]
+    ids = {c: torch.arange(len(t)) + 100 * i for i, (c, t) in enumerate(tokens.items())}
+    return Batch(tokens, ids, torch.tensor([0, 0, 5]), torch.arange(n))
+
+
+@pytest.mark.parametrize("loss", [InfoNCE(), SimCSE()])
+@pytest.mark.parametrize("chunks", [2, 4, 100])
+def test_chunks_change_nothing(chunks, loss):
+    encoder = tiny(dropout=0.0)
+    whole = Embedder(encoder, MeanPooling(encoder.dim)).train()
+    cut = copy.deepcopy(whole)
+    outs = []
+    for model, count in ((whole, 1), (cut, chunks)):
+        e = embeddings(model, made(), loss.views, count, CPU)
+        total = loss(e).total
+        total.backward()
+        outs.append((e.anchors[0], e.negatives, total, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (anchors, negatives, total, grads), (anchors2, negatives2, total2, grads2) = outs
+    torch.testing.assert_close(anchors, anchors2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(negatives, negatives2, atol=1e-5, rtol=0)
+    torch.testing.assert_close(total, total2, atol=1e-5, rtol=0)
+    assert grads.keys() == grads2.keys() and grads
+    for name, gradient in grads.items():
+        torch.testing.assert_close(gradient, grads2[name], atol=1e-5, rtol=0, msg=name)
+
+
+def test_the_two_views_of_an_anchor_have_their_own_dropout():
+    encoder = tiny(dropout=0.1)
+    model = Embedder(encoder, MeanPooling(encoder.dim)).train()
+    first, second = embeddings(model, made(), 2, 1, CPU).anchors
+    assert (first - second).abs().amax(dim=1).min() > 1e-4
+    model.eval()
+    first, second = embeddings(model, made(), 2, 1, CPU).anchors
+    torch.testing.assert_close(first, second)
+
+
+def test_vectors_come_back_in_the_order_given(embedder):
+    sequences = made().tokens["anchor"]
+    alone = torch.cat([encode(embedder, [s], 1, CPU) for s in sequences])
+    torch.testing.assert_close(encode(embedder, sequences, 4, CPU), alone, atol=1e-5, rtol=0)

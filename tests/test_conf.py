@@ -1,0 +1,108 @@
+"""Every option of every group composes, is described, and fits the signature that it names."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import pytest
+import pytorch_lightning as pl
+from conftest import command, composed
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from unitsphere import paths
+from unitsphere.cli.help import first_comment, page
+
+OPTIONS = sorted(f for f in paths.conf().rglob("*.yaml") if f.parent != paths.conf())
+GIVEN_BY_CODE = {
+    "pooling": {"dim"}, "embedder": {"encoder", "pooling"}, "logger": {"save_dir"}, "eval": {"split", "own"},
+}  # fmt: skip
+GROUPS = {f.parent.name for f in OPTIONS}
+
+
+def nodes(config):
+    """The nodes of a composed config that name a target, with their group."""
+    for group in GROUPS & set(config):
+        node = config[group]
+        for each in [node] if "_target_" in node else node.values():
+            yield group, each
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda f: f"{f.parent.name}/{f.stem}")
+def test_an_option_composes_and_fits_its_signature(option):
+    group = option.parent.name
+    config = composed(f"{group}={option.stem}")
+    assert first_comment(option)
+    for of, node in nodes(config):
+        target = get_object(node._target_)
+        keys = {k for k in node if not k.startswith("_")} | GIVEN_BY_CODE.get(of, set())
+        parameters = inspect.signature(target).parameters
+        if of == "trainer":  # whose own keyword arguments are Lightning's
+            keys = {k for k in keys if k not in parameters}
+            parameters = inspect.signature(pl.Trainer).parameters
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        assert takes_any or keys <= set(parameters), f"{node._target_}: {keys - set(parameters)}"
+        required = {n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+        assert required <= keys, f"{node._target_}: {required - keys} missing"
+
+
+def test_every_option_names_a_different_thing():
+    texts = [f.read_text() for f in OPTIONS]
+    assert len(set(texts)) == len(texts)
+
+
+def test_decoders_pool_the_last_token_unless_told_otherwise():
+    assert composed("encoder=smollm2").pooling._target_.endswith("LastTokenPooling")
+    assert composed("encoder=smollm2", "pooling=mean").pooling._target_.endswith("MeanPooling")
+
+
+def test_e5_brings_its_prompts():
+    assert composed("encoder=e5_base").embedder.prompts == {"query": "query: ", "document": "passage: "}
+    assert composed("encoder=e5_base", "embedder.prompts.query=''").embedder.prompts.query == ""
+
+
+def test_an_experiment_wins_over_defaults_and_loses_to_the_command_line(tmp_path):
+    config = composed("experiment=simcse_bert_unsup")
+    assert config.data.batch_size == 64 and config.trainer.max_epochs == 1 and config.pooling.train_only
+    assert composed("experiment=simcse_bert_unsup", "data.batch_size=8").data.batch_size == 8
+
+
+def test_help_names_every_group_option_and_key():
+    text = page("train")
+    for option in OPTIONS:
+        assert f"    {option.stem}" in text, option
+    config = OmegaConf.load(paths.conf() / "train.yaml")
+    for key in set(config) - {"defaults", "hydra"}:
+        assert f"  {key}=" in text
+    assert text.count("  python train.py") >= 5
+
+
+@pytest.mark.parametrize("arguments", [["--cfg", "job", "loss=simcse"], ["--help"]])
+def test_answers_without_importing_torch(arguments):
+    code = (
+        "import sys; from unitsphere.cli.train import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'pytorch_lightning'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "loss" in done.stdout, done.stderr
+
+
+def test_somebody_elses_loss_needs_no_change_here(tmp_path, pairs):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("_target_: mine.Mine\nscale: 3.0\n")
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom unitsphere.types import LossOutput\n"
+        "class Mine(torch.nn.Module):\n"
+        "    needs, views = ('anchor', 'positive'), 1\n"
+        "    def __init__(self, scale):\n        super().__init__()\n        self.scale = scale\n"
+        "    def forward(self, e):\n        return LossOutput(self.scale * (e.anchors[0] - e.positives).square().mean())\n"
+    )
+    done = command(
+        "train", "-cd", tmp_path, "loss=mine", "encoder=tiny", "data=pairs", f"data.path={pairs}", "data.batch_size=8",
+        "trainer.max_steps=2", f"outputs={tmp_path}/out", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert "mine-mean" in done.stdout

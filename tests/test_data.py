@@ -1,0 +1,238 @@
+"""Reading the user's files, saying what is wrong with them, splitting, and batches that can be resumed."""
+
+import csv
+import gzip
+import json
+
+import datasets
+import pandas as pd
+import pytest
+import torch
+
+from unitsphere.data.batches import Batches
+from unitsphere.data.beir import Beir
+from unitsphere.data.docstrings import Docstrings
+from unitsphere.data.harvest import docstrings
+from unitsphere.data.rows import Rows
+from unitsphere.data.table import Table
+from unitsphere.encoders.tiny import tiny
+from unitsphere.errors import UsageError
+
+PAIR = {"anchor": "anchor", "positive": "positive"}
+ROWS = [{"anchor": f"question {i}", "positive": f"answer {i}"} for i in range(40)]
+
+
+def written(folder, kind, rows=ROWS):
+    file = folder / f"rows.{kind}"
+    match kind:
+        case "jsonl":
+            file.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        case "jsonl.gz":
+            with gzip.open(file, "wt") as out:
+                out.writelines(json.dumps(r) + "\n" for r in rows)
+        case "parquet":
+            pd.DataFrame(rows).to_parquet(file)
+        case "folder":
+            datasets.Dataset.from_list(rows).save_to_disk(file)
+        case "csv" | "tsv":
+            with file.open("w", newline="") as out:
+                writer = csv.DictWriter(out, rows[0].keys(), delimiter="," if kind == "csv" else "\t")
+                writer.writeheader()
+                writer.writerows(rows)
+    return str(file)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "folder", "csv", "tsv"])
+def test_every_format_gives_the_same_rows(tmp_path, kind):
+    splits = Table(written(tmp_path, kind), PAIR).splits
+    reference = Table(written(tmp_path, "jsonl"), PAIR).splits
+    assert splits == reference
+    assert len(splits.train) == 32 and len(splits.dev.queries) == len(splits.test.queries) == 4
+    held = {*splits.dev.queries.values(), *splits.test.queries.values()}
+    assert not held & set(splits.train.anchor)
+
+
+def test_texts_have_no_queries(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("one\n\ntwo\n大熊猫 🐼\n", encoding="utf-8")
+    splits = Table(str(file), {"anchor": "text"}).splits
+    assert splits.train.anchor == ["one", "two", "大熊猫 🐼"] and splits.dev is None
+
+
+def test_several_negatives_in_a_list_or_in_columns(tmp_path):
+    rows = [{"anchor": "a", "positive": "p", "negative": ["x", "y"], "n2": "z"}] * 3
+    columns = PAIR | {"negative": "negative"}
+    assert Table(written(tmp_path, "jsonl", rows), columns).load().train.negative[0] == ["x", "y"]
+    both = PAIR | {"negative": ["negative", "n2"]}
+    assert Table(written(tmp_path, "jsonl", rows), both).load().train.negative[0] == ["x", "y", "z"]
+
+
+def test_columns_by_number_where_there_is_no_header(tmp_path):
+    file = tmp_path / "parallel.tsv"
+    file.write_text('he said "hi\tsagte er\n' * 3)
+    rows = Table(str(file), {"anchor": 0, "positive": 1}).load().train
+    assert rows.anchor[0] == 'he said "hi' and len(rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        ("jsonl", '{"anchor": "a", "positive": "b"}\n{"anchor": "a"}\n', "row 2: no column 'positive'; found: anchor"),
+        ("jsonl", '{"anchor": "a", "positive": "b"}\n{"anchor": \n', "row 2: not valid JSON"),
+        ("jsonl", '{"anchor": "a", "positive": " "}\n', "row 1: column 'positive' is empty"),
+        ("jsonl", '{"anchor": 7, "positive": "b"}\n', "row 1: column 'anchor' should hold a text, found 7"),
+        ("jsonl", "[1]\n", "row 1: a JSON object expected"),
+        ("csv", "anchor,positive\na,b\na\n", "row 3: 2 columns expected, found 1"),
+        ("csv", "question,positive\na,b\n", "row 2: no column 'anchor'; found: question, positive. Name it with data.columns.anchor="),
+        ("jsonl", "", "no usable row; it is empty"),
+        ("docx", "x", "a file ending in .csv"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, kind, content, message):
+    file = tmp_path / f"bad.{kind}"
+    file.write_text(content)
+    with pytest.raises(UsageError) as error:
+        Table(str(file), PAIR).load()
+    assert message in str(error.value) and str(file) in str(error.value)
+
+
+def test_not_utf8_and_missing_files(tmp_path):
+    file = tmp_path / "latin.jsonl"
+    file.write_bytes('{"anchor": "é"}'.encode("latin-1"))
+    with pytest.raises(UsageError, match=r"latin.jsonl: not readable as UTF-8"):
+        Table(str(file), PAIR).load()
+    with pytest.raises(UsageError, match="no such file here"):
+        Table(str(tmp_path / "nothing.jsonl"), PAIR).load()
+    with pytest.raises(UsageError, match=r"data.path is not set"):
+        Table(None, PAIR)
+
+
+def test_bad_rows_are_skipped_and_counted_on_demand(tmp_path):
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in ROWS) + '{"anchor": ""}\nnot json\n')
+    splits = Table(str(file), PAIR, on_bad_row="skip").splits
+    assert splits.skipped == 2 and splits.provenance()["skipped"] == 2
+
+
+def test_unknown_column_names_are_refused():
+    with pytest.raises(UsageError, match="keys are out of anchor, positive"):
+        Table("x.jsonl", {"query": "q"})
+
+
+def test_rows_with_one_anchor_are_one_query():
+    found = Rows(["a", "a", "b"], ["x", "y", "x"]).retrieval("t")
+    texts = {found.queries[q]: {found.corpus[d] for d in grades} for q, grades in found.qrels.items()}
+    assert texts == {"a": {"x", "y"}, "b": {"x"}} and len(found.corpus) == 2
+
+
+def beir(folder, qrels):
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"_id": f"d{i}", "title": "T", "text": f"doc {i}"}) + "\n" for i in range(5)))
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"_id": f"q{i}", "text": f"query {i}"}) + "\n" for i in range(60)))
+    for split, rows in qrels.items():
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"{q}\t{d}\t{s}\n" for q, d, s in rows))
+    return str(folder)
+
+
+def test_beir_takes_dev_from_train_where_there_is_none(tmp_path):
+    path = beir(tmp_path / "b", {"train": [(f"q{i}", "d1", 1) for i in range(60)], "test": [("q0", "d2", 1), ("q0", "d3", 0)]})
+    splits = Beir(path, {"anchor": "query", "positive": "document"}).splits
+    assert splits.dev.queries and not set(splits.dev.queries.values()) & set(splits.train.anchor)
+    assert len(splits.train) + len(splits.dev.queries) == 60
+    assert splits.test.qrels == {"q0": {"d2": 1, "d3": 0}} and splits.test.corpus["d1"] == "T doc 1"
+
+
+def test_beir_says_which_judgment_is_wrong(tmp_path):
+    path = beir(tmp_path / "b", {"train": [("q1", "d9", 1)]})
+    with pytest.raises(UsageError, match="document d9"):
+        Beir(path, {"anchor": "query", "positive": "document"}).load()
+    (tmp_path / "b" / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\thigh\n")
+    with pytest.raises(UsageError, match=r"train.tsv, row 2"):
+        Beir(path, {"anchor": "query", "positive": "document"}).load()
+    with pytest.raises(UsageError, match="UNITSPHERE_DATA is not set"):
+        Beir("nowhere", {"anchor": "query", "positive": "document"})
+
+
+def test_docstrings_are_read_without_importing(tmp_path):
+    file = tmp_path / "m.py"
+    rest = "It does so by raising a SystemError, in case anybody should import this module."
+    file.write_text(f'def f():\n    """Explain what the function does.\n\n    {rest}\n    """\nraise SystemError\n')
+    assert docstrings(str(file)) == [("Explain what the function does.", rest)]
+    file.write_text("def broken(:\n")
+    assert docstrings(str(file)) == []
+
+
+@pytest.mark.slow
+def test_docstrings_of_this_machine_are_split_by_package():
+    splits = Docstrings({"anchor": "summary", "positive": "document", "label": "module"}).splits
+    assert len(splits.train) > 15_000 and len(splits.test.queries) > 1_000 and len(splits.dev.queries) == 300
+    assert {"scipy.stats", "json"} <= set(splits.train.label)
+    assert not any(label.startswith(("sklearn", "networkx")) for label in splits.train.label)
+    assert Docstrings({"anchor": "summary"}).splits.train.fingerprint == Docstrings({"anchor": "summary"}).splits.train.fingerprint
+
+
+def batches(tmp_path, rows, **kwargs):
+    options = {"batch_size": 4, "max_length": 16, "seed": 1, "prompts": {}} | kwargs
+    return Batches(rows, tiny(), cache=tmp_path, **options)
+
+
+def test_batches_cover_an_epoch_in_an_order_of_the_seed(tmp_path):
+    rows = Rows([f"text {i}" for i in range(10)])
+    first = [b.row_ids.tolist() for b in batches(tmp_path, rows)]
+    assert first == [b.row_ids.tolist() for b in batches(tmp_path, rows)]
+    assert first != [b.row_ids.tolist() for b in batches(tmp_path, rows, seed=2)]
+    flat = [i for batch in first for i in batch]
+    assert len(flat) == len(set(flat)) == 8  # two rows fill no batch of four
+    endless = batches(tmp_path, rows)
+    assert [b.row_ids.tolist() for b in endless] != [b.row_ids.tolist() for b in endless]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_batches_go_on_where_they_were_cut(tmp_path, cut):
+    rows = Rows([f"text {i}" for i in range(10)])
+    whole = batches(tmp_path, rows)
+    expected = [b.row_ids.tolist() for _ in range(2) for b in whole]
+    killed, resumed = batches(tmp_path, rows), batches(tmp_path, rows)
+    seen, epoch = [], iter(killed)
+    for _ in range(cut):
+        try:
+            batch = next(epoch)
+        except StopIteration:
+            epoch = iter(killed)
+            batch = next(epoch)
+        seen.append(batch.row_ids.tolist())
+    resumed.load_state_dict(killed.state_dict())
+    rest = [b.row_ids.tolist() for _ in range(2) for b in resumed]
+    assert (seen + rest)[:4] == expected
+
+
+def test_a_batch_holds_what_its_rows_hold(tmp_path):
+    rows = Rows(["a", "b", "a", "c"], ["p", "q", "r", "a"], [["n", "m"], [], ["p"], ["o"]], ["x", "y", "x", "x"], [1.0, 2.0, 3.0, 4.0])
+    loader = batches(tmp_path, rows, prompts={"query": "ask: "})
+    batch = next(iter(loader))
+    order = batch.row_ids.tolist()
+    encoder = tiny()
+    for column, prompt in (("anchor", "ask: "), ("positive", "")):
+        texts = [prompt + getattr(rows, column)[i] for i in order]
+        assert [t.tolist() for t in batch.tokens[column]] == [t.tolist() for t in encoder.tokenize(texts, 16)]
+    owners = [at for at, i in enumerate(order) for _ in rows.negative[i]]
+    assert batch.negative_rows.tolist() == owners and len(batch.tokens["negative"]) == 4
+    ids = dict(zip(order, batch.text_ids["anchor"].tolist(), strict=True))
+    assert ids[0] == ids[2] != ids[1]
+    assert batch.text_ids["positive"].tolist()[order.index(3)] == ids[0]
+    assert torch.equal(batch.scores, torch.tensor([rows.score[i] for i in order]))
+    assert (batch.labels[order.index(0)] == batch.labels[order.index(2)]) and batch.labels.unique().numel() == 2
+
+
+def test_ranks_share_a_batch(tmp_path):
+    rows = Rows([f"text {i}" for i in range(8)])
+    whole, parts = batches(tmp_path, rows), [batches(tmp_path, rows) for _ in range(2)]
+    for rank, part in enumerate(parts):
+        part.rank, part.world = rank, 2
+    for full, *shares in zip(whole, *parts, strict=True):
+        assert sorted(full.row_ids.tolist()) == sorted(i for share in shares for i in share.row_ids.tolist())
+
+
+def test_too_few_rows_for_a_batch(tmp_path):
+    with pytest.raises(UsageError, match=r"data.batch_size=3 or less"):
+        batches(tmp_path, Rows(["a", "b", "c"]))

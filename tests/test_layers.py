@@ -1,0 +1,49 @@
+"""Imports go down only: the parts know the records that pass between them, and not each other."""
+
+import ast
+from pathlib import Path
+
+import unitsphere
+
+ROOT = Path(unitsphere.__file__).parent
+LEAVES = {"types", "errors", "paths"}
+ALLOWED = {
+    "encoders": LEAVES,
+    "pooling": LEAVES,
+    "losses": LEAVES,
+    "search": LEAVES,
+    "formats": LEAVES,
+    "compression": LEAVES,
+    "data": LEAVES | {"formats"},
+    "evaluation": LEAVES | {"formats", "search"},
+    "runs": LEAVES,
+    "build": LEAVES,
+    "report": LEAVES | {"runs"},
+    "embedder": LEAVES | {"encoders", "pooling"},
+    "artefact": LEAVES | {"encoders", "pooling", "embedder", "build"},
+    "training": LEAVES | {"data", "evaluation", "embedder", "artefact", "build", "runs"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "unitsphere":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found
+
+
+def test_imports_go_down_only():
+    wrong = []
+    for file in ROOT.rglob("*.py"):
+        layer = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        allowed = ALLOWED.get(layer)
+        if allowed is not None:
+            wrong += [f"{file.relative_to(ROOT)} imports {name}" for name in imported(file) - allowed - {layer}]
+    assert not wrong
+
+
+def test_every_layer_is_named():
+    layers = {p.name.removesuffix(".py") for p in ROOT.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert layers - set(ALLOWED) - LEAVES - {"cli", "__init__", "__pycache__"} == set()
