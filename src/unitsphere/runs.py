@@ -4,6 +4,7 @@
       config.yaml  overrides.yaml  run.json  metrics.json  metrics.csv  scores/  model/  checkpoints/
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -37,10 +38,8 @@ class Run:
     folder: Path
 
     @classmethod
-    def create(cls, outputs: Path, name: str, stem: str) -> "Run":
-        """Make the new folder outputs/name/stem_<time>, which no other run has, however many start in one second."""
-        stem = f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}"
-        parent = outputs / name
+    def create(cls, parent: Path, stem: str) -> "Run":
+        """Make the folder parent/stem, or parent/stem-2, …: one that no other run has, however many start at once."""
         parent.mkdir(parents=True, exist_ok=True)
         number = 1
         while True:
@@ -102,6 +101,17 @@ class Run:
             part = folder / f"{task}.parquet.writing"
             table.to_parquet(part)
             part.replace(folder / f"{task}.parquet")
+
+
+def stamped(stem: str) -> str:
+    """`stem_<YYYYMMDD-HHMMSS>`."""
+    return f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def cell(config: DictConfig) -> str:
+    """A sweep's name for a configuration: equal for equal runs, whatever they are called and wherever they go."""
+    kept = {k: v for k, v in OmegaConf.to_container(config).items() if k not in ("name", "outputs", "resume", "logger")}  # type: ignore[union-attr]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write(file: Path, text: str) -> None:

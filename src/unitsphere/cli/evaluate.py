@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app
 from unitsphere.errors import UsageError
-from unitsphere.runs import Run, provenance, write
+from unitsphere.runs import Run, provenance, stamped, write
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ def job(config: DictConfig) -> None:
         embedder = build(config.embedder, encoder=encoder, pooling=build(config.pooling, dim=encoder.dim))
     embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     name = Path(config.model).name if config.model is not None else config.encoder._target_.rsplit(".", 1)[-1]
-    run = Run.create(Path(config.outputs) / "evaluations", name, "eval")
+    run = Run.create(Path(config.outputs) / "evaluations" / name, stamped("eval"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", embedder=embedder.protocol())
     result = score(evaluators, embedder.embed)

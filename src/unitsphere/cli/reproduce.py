@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unitsphere.errors import UsageError
-from unitsphere.runs import Run
+from unitsphere.runs import Run, stamped
 
 USAGE = """unitsphere reproduce RUN [tolerance=0.001] [outputs=FOLDER]
 
@@ -53,7 +53,7 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
     from unitsphere.report import table
     from unitsphere.training.run import train
 
-    again = Run.create(Path(outputs) if outputs else original.folder.parents[1], config.name, f"s{config.seed}")
+    again = Run.create(Path(outputs or original.folder.parents[1]) / config.name, stamped(f"s{config.seed}"))
     again.note(status="created", name=config.name, host=None, pid=0, reproduces=str(original.folder), choices=was["choices"])
     for file in ("config.yaml", "overrides.yaml"):
         (again.folder / file).write_bytes((original.folder / file).read_bytes())

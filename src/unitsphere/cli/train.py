@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app
 from unitsphere.errors import UsageError
-from unitsphere.runs import Run, write
+from unitsphere.runs import Run, cell, stamped, write
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,21 +19,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def job(config: DictConfig) -> float:
     """One run; returns the chosen checkpoint's dev metric, which a sweeper can optimise."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     if config.resume is not None:
         return resume(config.resume)
     hydra = HydraConfig.get()
-    run = start(hydra_app.resolved(config), list(hydra.overrides.task), dict(hydra.runtime.choices))
+    sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+    run = start(hydra_app.resolved(config), list(hydra.overrides.task), dict(hydra.runtime.choices), sweep)
     return go(run)
 
 
-def start(config: DictConfig, overrides: list[str], choices: dict[str, str]) -> Run:
-    """Make the run's folder and save the configuration in it, first thing."""
+def start(config: DictConfig, overrides: list[str], choices: dict[str, str], sweep: Path | None = None) -> Run:
+    """Make the run's folder and save the configuration in it, first thing.
+
+    Args:
+        config: Resolved.
+        overrides: What was typed.
+        choices: Group -> option.
+        sweep: The folder of the sweep of which this run is a cell, if it is.
+    """
     from unitsphere.training.trainer import make_concrete
 
     make_concrete(config)
-    run = Run.create(Path(config.outputs), config.name, f"s{config.seed}")
-    run.note(status="created", name=config.name, host=None, pid=0, choices={k: v for k, v in choices.items() if "/" not in k})
+    if sweep is not None:
+        run = Run.create(sweep, cell(config))
+    else:
+        run = Run.create(Path(config.outputs) / config.name, stamped(f"s{config.seed}"))
+    chosen = {group: option for group, option in choices.items() if "/" not in group}
+    run.note(status="created", name=config.name, host=None, pid=0, choices=chosen, sweep=str(sweep) if sweep else None)
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
     return run

@@ -1,0 +1,64 @@
+"""What a person types wrong gets one message, status 2 and no traceback."""
+
+import json
+
+import pytest
+from conftest import command
+
+TINY = ["encoder=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "loss=simsce"], ["Could not find 'loss/simsce'", "simcse_sup", "Did you mean 'simcse'?"]),
+        (["train", "loss.temprature=0.1"], ["loss.temprature", "Did you mean 'temperature'?"]),
+        (["train", "nonsense"], ["nonsense"]),
+        (["train", *TINY, "data=pairs"], ["data.path is not set"]),
+        (["train", *TINY, "data=pairs", "data.path=nothing.csv"], ["nothing.csv", "no such file"]),
+        (["train", *TINY, "data=text", "data.path={empty}", "eval=geometry"], ["it is empty"]),
+        (["train", *TINY, "data=pairs", "data.path={bad}"], ["row 2", "no column 'positive'"]),
+        (["train", *TINY, "loss=infonce", "data=text", "data.path={bad}"], ["no positive", "data=beir|docstrings"]),
+        (["train", *TINY, "data=text", "data.path={lines}"], ["no dev queries to score", "eval=sts"]),
+        (["train", *TINY, "data=text", "data.path={lines}", "eval=sts"], ["hub" , "eval.sts.path"]),
+        (["train", "encoder=bert_base", "encoder.path=/no/model", "data=pairs", "data.path={pairs}", "data.batch_size=4"], ["encoder.path=/no/model"]),
+        (["train", "encoder=bert_base", "data=pairs", "data.path={pairs}", "data.batch_size=4"], ["bert-base-uncased", "encoder.path=/path/to/the/folder"]),
+        (["train", *TINY, "data=pairs", "data.path={pairs}", "data.batch_size=400"], ["do not fill one batch of 400"]),
+        (["train", *TINY, "data=pairs", "data.path={pairs}", "optim.schedule=wavy"], ["optim.schedule=wavy"]),
+        (["train", "resume=/no/run"], ["not a run folder"]),
+        (["evaluate", "model=/no/model", "eval=geometry", "eval.geometry.path={beir}"], ["no BEIR data set"]),
+        (["evaluate", "model=/no/model", "eval=retrieval"], ["no test queries"]),
+        (["evaluate", "eval=retrieval"], ["give one of model="]),
+        (["reproduce", "/no/run"], ["not a run folder"]),
+        (["reproduce", "/no/run", "speed=1"], ["'speed=1' is not understood"]),
+        (["fly"], ["no verb 'fly'"]),
+    ],
+)  # fmt: skip
+def test_one_clear_message(arguments, expected, tmp_path, pairs):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "lines.txt").write_text("".join(f"line {i}\n" for i in range(70)))
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"anchor": "a", "positive": "b"}) + "\n" + json.dumps({"anchor": "a"}) + "\n")
+    names = {"empty": tmp_path / "empty.txt", "bad": tmp_path / "bad.jsonl", "lines": tmp_path / "lines.txt", "pairs": pairs, "beir": tmp_path}
+    done = command(*(a.format(**names) for a in arguments), check=False, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    for text in expected:
+        assert text in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("error:") <= 1
+
+
+def test_verbs_explain_themselves():
+    for arguments in (["--help"], ["train", "--help"], ["evaluate", "--help"], ["reproduce", "--help"]):
+        done = command(*arguments)
+        assert "unitsphere" in done.stdout and not done.stderr
+
+
+def test_evaluate_scores_a_model_on_its_own_and_on_other_data(tmp_path, pairs):
+    line = ["train", *TINY, "data=pairs", f"data.path={pairs}", "data.batch_size=8", "name=x", f"outputs={tmp_path}"]
+    command(*line)
+    run = next((tmp_path / "x").iterdir())
+    trained = json.loads((run / "metrics.json").read_text())
+    done = command("evaluate", f"model={run}", f"outputs={tmp_path}")
+    assert "pairs/mrr@10" in done.stdout
+    folder = next((tmp_path / "evaluations").rglob("metrics.json"))
+    assert json.loads(folder.read_text()) == {k: v for k, v in trained.items() if k.startswith("test/")}
+    assert (folder.parent / "scores" / "test" / "pairs.parquet").exists()

@@ -1,0 +1,235 @@
+"""Whole runs on the tiny encoder: they learn, survive a kill, reproduce, and leave a folder that can be read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import command, composed
+from safetensors.torch import load_file
+from torch import nn
+
+from unitsphere import artefact
+from unitsphere.cli.reproduce import changes
+from unitsphere.cli.train import start
+from unitsphere.errors import UsageError
+from unitsphere.runs import Run
+from unitsphere.training.alarm import CollapseAlarm
+from unitsphere.training.optim import AdamW, parameter_groups
+from unitsphere.training.run import check_needs, train
+from unitsphere.training.selection import Selection
+
+
+def overrides(pairs, outputs, *more):
+    return [
+        "encoder=tiny", "loss=infonce", "data=pairs", f"data.path={pairs}", "data.batch_size=16", "trainer.max_steps=12",
+        "optim.lr=0.003", "trainer.log_every_n_steps=1", "callbacks.selection.every=4", "callbacks.selection.save_every=2",
+        "trainer.accelerator=cpu", f"outputs={outputs}", *more,
+    ]  # fmt: skip
+
+
+def run_here(pairs, outputs, *more) -> Run:
+    run = start(composed(*overrides(pairs, outputs, *more)), [], {})
+    train(run.config, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    rows = [{"anchor": f"number {i} of {i % 7}", "positive": f"it is {i} or {i % 5}", "negative": f"{i + 1}"} for i in range(120)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    os.environ["UNITSPHERE_CACHE"] = str(folder / "cache")
+    return run_here(folder / "rows.jsonl", folder / "out")
+
+
+def test_a_run_learns_and_leaves_a_readable_folder(finished):
+    metrics, info = finished.metrics, finished.info
+    curves = pd.read_csv(finished.folder / "metrics.csv")
+    loss = curves[curves.metric == "train/loss"].value
+    assert loss.tail(3).mean() < loss.head(3).mean()
+    assert info["status"] == "done" and info["steps"] == 12 and [look["step"] for look in info["looks"]] == [0, 4, 8, 12]
+    best = max(info["looks"], key=lambda look: look["metrics"]["pairs/mrr@10"])
+    assert info["best_step"] == best["step"] and metrics["dev/pairs/mrr@10"] == best["metrics"]["pairs/mrr@10"]
+    for stage in ("before", "test", "last"):
+        items = pd.read_parquet(finished.folder / "scores" / stage / "pairs.parquet")
+        assert items["mrr@10"].mean() == pytest.approx(metrics[f"{stage}/pairs/mrr@10"])
+    assert info["protocol"]["pairs"]["similarity"] == "cosine" and info["embedder"]["pooling"] == "MeanPooling"
+    assert info["data"]["train"]["rows"] == 96 and len(info["data"]["test"]["sha256"]) == 64
+    assert info["versions"]["torch"] == torch.__version__
+    assert finished.config.trainer.threads >= 1 and finished.config.trainer.precision == "32-true"
+
+
+def test_the_saved_model_is_the_best_checkpoint(finished):
+    best = load_file(finished.folder / "checkpoints" / "best.safetensors")
+    for name, value in artefact.load(finished.folder).state_dict().items():
+        assert torch.equal(value, best[name]), name
+
+
+def test_the_same_configuration_gives_the_same_numbers(finished, tmp_path):
+    done = command("reproduce", finished.folder, f"outputs={tmp_path}", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 differ (to the last digit demanded)" in done.stdout
+    again = Run(next((tmp_path / "test").iterdir()))
+    assert again.metrics == finished.metrics and again.info["reproduces"] == str(finished.folder)
+
+
+def test_a_number_that_does_not_reproduce_is_found(finished, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(finished.folder), str(copy)], check=True)
+    Run(copy).add_metrics({"test/pairs/mrr@10": 0.123456})
+    done = command("reproduce", copy, f"outputs={tmp_path}/again", check=False)
+    assert done.returncode == 1 and "DIFFERS" in done.stdout and "1 differ" in done.stdout
+    was = finished.info
+    other = {**was, "versions": {**was["versions"], "torch": "1.0"}, "threads": 99}
+    assert changes(was, other) == {"threads": (was["threads"], 99), "torch version": (was["versions"]["torch"], "1.0")}
+
+
+def killed(line, folder, at_step):
+    """Start a run in a process of its own and kill it when its checkpoint has reached a step."""
+    process = subprocess.Popen([sys.executable, "-m", "unitsphere.cli", "train", *line], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for file in Path(folder).glob("*/*/checkpoints/last.ckpt"):
+            if torch.load(file, weights_only=True)["global_step"] >= at_step:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                return file.parents[1]
+        time.sleep(0.02)
+    raise AssertionError("the run ended before it could be killed")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_killed_run_resumes_to_the_same_numbers(pairs, tmp_path, accumulate):
+    line = overrides(pairs, tmp_path / "cut", f"trainer.accumulate_grad_batches={accumulate}", "trainer.max_steps=40")
+    folder = killed(line, tmp_path / "cut", 6)
+    assert Run(folder).info["status"] == "killed"
+    command("train", f"resume={folder}")
+    whole = run_here(pairs, tmp_path / "whole", f"trainer.accumulate_grad_batches={accumulate}", "trainer.max_steps=40")
+    resumed = Run(folder)
+    assert resumed.info["status"] == "done" and resumed.metrics == whole.metrics
+    assert resumed.info["looks"] == whole.info["looks"]
+    curves = [pd.read_csv(r.folder / "metrics.csv").sort_values(["metric", "step"]) for r in (resumed, whole)]
+    pd.testing.assert_frame_equal(*(c.reset_index(drop=True) for c in curves))
+    with pytest.raises(UsageError, match="this run is done"):
+        from unitsphere.cli.train import resume
+
+        resume(str(folder))
+
+
+def test_two_runs_in_one_second_have_two_folders(tmp_path):
+    folders = {Run.create(tmp_path, "s1").folder for _ in range(5)}
+    assert len(folders) == 5 and all(f.is_dir() for f in folders)
+
+
+def test_training_that_hurts_is_seen(pairs, tmp_path):
+    """With an absurd learning rate the untrained model is the best, and it is the one that is kept."""
+    run = run_here(pairs, tmp_path, "optim.lr=3.0", "trainer.max_steps=4")
+    metrics = run.metrics
+    assert run.info["best_step"] == 0
+    assert metrics["test/pairs/mrr@10"] == metrics["before/pairs/mrr@10"] != metrics["last/pairs/mrr@10"]
+
+
+def test_init_starts_from_a_run(finished, pairs, tmp_path):
+    config = composed(*overrides(pairs, tmp_path, f"init={finished.folder}", "trainer.max_steps=1"))
+    from unitsphere.training.run import build_embedder
+
+    for a, b in zip(build_embedder(config).parameters(), artefact.load(finished.folder).parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_failed_run_says_so(pairs, tmp_path):
+    run = start(composed(*overrides(pairs, tmp_path, "select=nothing")), [], {})
+    with pytest.raises(UsageError, match="select=nothing: dev has pairs/mrr@10"):
+        train(run.config, run)
+    assert run.info["status"] == "failed" and "select=nothing" in run.info["error"]
+
+
+def test_a_loss_that_the_data_cannot_feed(tmp_path):
+    config = composed("loss=infonce", "data=text", "data.path=none.txt", "encoder.path=/nowhere")
+    with pytest.raises(UsageError, match=r"no positive \(it has anchor\).*data=beir\|docstrings\|pairs\|triplets"):
+        check_needs(config)
+
+
+def test_biases_and_norms_do_not_decay():
+    module = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    decayed, kept = parameter_groups(module, 0.1)
+    assert [p.ndim for p in decayed["params"]] == [2] and decayed["weight_decay"] == 0.1
+    assert len(kept["params"]) == 3 and kept["weight_decay"] == 0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("linear", [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]), ("constant_with_warmup", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0])],
+)
+def test_schedules(schedule, expected):
+    optimizer, scheduler = AdamW(lr=1.0, schedule=schedule, warmup=1 / 3)(nn.Linear(2, 2), 6)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(expected)
+
+
+def test_optimiser_settings_that_do_not_fit():
+    with pytest.raises(UsageError, match="linear, cosine"):
+        AdamW(lr=1.0, schedule="wavy")
+    with pytest.raises(UsageError, match="number of steps is not known"):
+        AdamW(lr=1.0)(nn.Linear(2, 2), float("inf"))
+    AdamW(lr=1.0, schedule="constant")(nn.Linear(2, 2), float("inf"))
+
+
+def test_the_alarm_rings_on_a_collapsed_space_only():
+    class Stub:
+        global_step = 0
+        callback_metrics: dict[str, float] = {}
+
+    trainer, alarm = Stub(), CollapseAlarm(threshold=0.9, patience=2, every=1)
+    for cosine in (0.95, 0.5, 0.95):
+        trainer.callback_metrics = {"train/mean_cosine": cosine}
+        alarm.on_train_batch_end(trainer, None, None, None, 0)
+    with pytest.warns(UserWarning, match="COLLAPSE"):
+        alarm.on_train_batch_end(trainer, None, None, None, 0)
+
+
+def test_selection_refuses_nonsense():
+    with pytest.raises(UsageError, match="must be positive"):
+        Selection(every=0)
+
+
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_loggers_write_without_a_network(pairs, tmp_path, logger):
+    run = run_here(pairs, tmp_path, f"logger={logger}", "trainer.max_steps=2", "trainer.log_every_n_steps=1")
+    pattern = {"wandb": "wandb/offline-run-*/*.wandb", "tensorboard": "**/events.*"}[logger]
+    assert list(run.folder.glob(pattern)) and (run.folder / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_mixed_precision_trains(pairs, tmp_path, precision):
+    run = run_here(pairs, tmp_path, f"trainer.precision={precision}", "trainer.max_steps=2")
+    assert run.info["status"] == "done"
+
+
+def test_a_run_bounded_by_epochs_or_time(pairs, tmp_path):
+    run = run_here(pairs, tmp_path, "trainer.max_epochs=1", "trainer.max_steps=-1")
+    assert run.info["steps"] == 96 // 16
+    timed = run_here(pairs, tmp_path, "trainer.max_time='00:00:00:01'", "trainer.max_steps=100000")
+    assert 0 < timed.info["steps"] < 100000
+    with pytest.raises(UsageError, match="bounded by trainer.max_time"):
+        from unitsphere.cli.reproduce import reproduce
+
+        reproduce(timed, 0.0)
+
+
+def test_several_seeds_and_losses_in_one_command(pairs, tmp_path):
+    line = [a for a in overrides(pairs, tmp_path, "trainer.max_steps=1") if not a.startswith("loss=")]
+    command("train", "-m", *line, "loss=simcse,infonce", "seed=1,2", cwd=tmp_path)
+    runs = [Run(f.parent) for f in tmp_path.rglob("run.json")]
+    assert len({r.folder for r in runs}) == 4 and all(r.info["status"] == "done" for r in runs)
