@@ -20,7 +20,28 @@ from unitsphere.encoders.tiny import tiny
 from unitsphere.pooling.mean import MeanPooling
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-WORDS = "red green blue old new fast slow big small warm cold cat dog fish bird tree house car road river".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "old",
+    "new",
+    "fast",
+    "slow",
+    "big",
+    "small",
+    "warm",
+    "cold",
+    "cat",
+    "dog",
+    "fish",
+    "bird",
+    "tree",
+    "house",
+    "car",
+    "road",
+    "river",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +71,9 @@ def pairs(tmp_path) -> Path:
     rows = []
     for i in range(120):
         a, b, c = (WORDS[int(torch.randint(len(WORDS), (), generator=generator))] for _ in range(3))
-        rows.append({"anchor": f"{a} {b} number {i}", "positive": f"the {a} {b} and {c} of {i}", "negative": f"no {c} {i}"})
+        rows.append(
+            {"anchor": f"{a} {b} number {i}", "positive": f"the {a} {b} and {c} of {i}", "negative": f"no {c} {i}"}
+        )
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import composed
 from transformers import AutoModel, AutoTokenizer
 
+from conftest import composed
 from unitsphere import artefact, paths
 from unitsphere.build import build
 from unitsphere.errors import UsageError
@@ -32,7 +32,9 @@ def saved(tmp_path, *overrides):
     return embedder, tmp_path / "model"
 
 
-@pytest.mark.parametrize("options", [(), ("embedder.projection_dim=7",), ("embedder.normalize=false", "embedder.prompts.query='ask: '")])
+@pytest.mark.parametrize(
+    "options", [(), ("embedder.projection_dim=7",), ("embedder.normalize=false", "embedder.prompts.query='ask: '")]
+)
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_loads_equal(tmp_path, pooling, options):
     embedder, folder = saved(tmp_path, f"pooling={pooling}", *options)
@@ -65,7 +67,7 @@ def test_a_train_only_mlp_is_not_exported_but_kept(tmp_path):
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(UsageError, match="encoder.path=/path/to/the/folder"):
+    with pytest.raises(UsageError, match=r"encoder.path=/path/to/the/folder"):
         artefact.load("no/such-model")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="does not hold a model"):
@@ -77,7 +79,9 @@ def test_what_cannot_be_loaded(tmp_path):
     _, folder = saved(tmp_path)
     (folder / "unitsphere.yaml").unlink()
     modules = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps([*modules, {"idx": 9, "name": "9", "path": "9_LSTM", "type": "x.LSTM"}]))
+    (folder / "modules.json").write_text(
+        json.dumps([*modules, {"idx": 9, "name": "9", "path": "9_LSTM", "type": "x.LSTM"}])
+    )
     with pytest.raises(UsageError, match=r"x.LSTM has no counterpart"):
         artefact.load(folder)
 

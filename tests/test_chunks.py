@@ -19,7 +19,9 @@ CPU = torch.device("cpu")
 
 def made(n=9):
     generator = np.random.default_rng(0)
-    tokens = {c: [generator.integers(5, 60, size=generator.integers(2, 40)) for _ in range(n)] for c in ("anchor", "positive")}
+    tokens = {
+        c: [generator.integers(5, 60, size=generator.integers(2, 40)) for _ in range(n)] for c in ("anchor", "positive")
+    }
     tokens["negative"] = [generator.integers(5, 60, size=k) for k in (3, 30, 12)]
     ids = {c: torch.arange(len(t)) + 100 * i for i, (c, t) in enumerate(tokens.items())}
     return Batch(tokens, ids, torch.tensor([0, 0, 5]), torch.arange(n))
@@ -36,7 +38,9 @@ def test_chunks_change_nothing(chunks, loss):
         e = embeddings(model, made(), loss.views, count, CPU)
         total = loss(e).total
         total.backward()
-        outs.append((e.anchors[0], e.negatives, total, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+        outs.append(
+            (e.anchors[0], e.negatives, total, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+        )
     (anchors, negatives, total, grads), (anchors2, negatives2, total2, grads2) = outs
     torch.testing.assert_close(anchors, anchors2, atol=1e-5, rtol=0)
     torch.testing.assert_close(negatives, negatives2, atol=1e-5, rtol=0)

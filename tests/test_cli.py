@@ -3,7 +3,9 @@
 import json
 
 import pytest
+
 from conftest import command
+from unitsphere.cli.main import main
 
 TINY = ["encoder=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu"]
 
@@ -31,19 +33,31 @@ TINY = ["encoder=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu"]
         (["evaluate", "eval=retrieval"], ["give one of model="]),
         (["reproduce", "/no/run"], ["not a run folder"]),
         (["reproduce", "/no/run", "speed=1"], ["'speed=1' is not understood"]),
-        (["fly"], ["no verb 'fly'"]),
+        (["fly"], ["error: no verb 'fly'"]),
     ],
 )  # fmt: skip
-def test_one_clear_message(arguments, expected, tmp_path, pairs):
+def test_one_clear_message(arguments, expected, tmp_path, pairs, monkeypatch, capsys):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "lines.txt").write_text("".join(f"line {i}\n" for i in range(70)))
-    (tmp_path / "bad.jsonl").write_text(json.dumps({"anchor": "a", "positive": "b"}) + "\n" + json.dumps({"anchor": "a"}) + "\n")
-    names = {"empty": tmp_path / "empty.txt", "bad": tmp_path / "bad.jsonl", "lines": tmp_path / "lines.txt", "pairs": pairs, "beir": tmp_path}
-    done = command(*(a.format(**names) for a in arguments), check=False, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
+    (tmp_path / "bad.jsonl").write_text(
+        json.dumps({"anchor": "a", "positive": "b"}) + "\n" + json.dumps({"anchor": "a"}) + "\n"
+    )
+    names = {
+        "empty": tmp_path / "empty.txt",
+        "bad": tmp_path / "bad.jsonl",
+        "lines": tmp_path / "lines.txt",
+        "pairs": pairs,
+        "beir": tmp_path,
+    }
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["unitsphere", *(a.format(**names) for a in arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr().err
+    assert end.value.code == 2, printed
     for text in expected:
-        assert text in done.stderr
-    assert "Traceback" not in done.stderr and done.stderr.count("error:") <= 1
+        assert text in printed
+    assert "Traceback" not in printed and printed.count("error:") == 1
 
 
 def test_verbs_explain_themselves():

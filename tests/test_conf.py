@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import pytorch_lightning as pl
-from conftest import command, composed
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from conftest import command, composed
 from unitsphere import paths
 from unitsphere.cli.help import first_comment, page
 

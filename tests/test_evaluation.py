@@ -32,7 +32,9 @@ def random_set(queries=20, documents=60):
 
 def embed(texts, role, max_length=None):
     """A fixed random vector for each text, of any length."""
-    return np.stack([np.random.default_rng(abs(hash((t, role))) % 2**32).normal(size=8).astype(np.float32) for t in texts])
+    return np.stack(
+        [np.random.default_rng(abs(hash((t, role))) % 2**32).normal(size=8).astype(np.float32) for t in texts]
+    )
 
 
 def test_measures_equal_brute_force():
@@ -78,13 +80,21 @@ def test_recall_is_not_hit_rate():
 @pytest.fixture
 def sts_folder(tmp_path):
     for task in ("a", "b"):
-        rows = [{"sentence1": f"{task} {i}", "sentence2": f"{task} {i + 1}", "score": float(RNG.integers(0, 5))} for i in range(30)]
+        rows = [
+            {"sentence1": f"{task} {i}", "sentence2": f"{task} {i + 1}", "score": float(RNG.integers(0, 5))}
+            for i in range(30)
+        ]
         (tmp_path / f"{task}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return tmp_path
 
 
 def sts(folder, split="test", **kwargs):
-    options = {"tests": {"a": "a.jsonl", "b": "b.jsonl"}, "dev": {"simcse": {"a": "a.jsonl"}}, "hub": {}, "path": str(folder)}
+    options = {
+        "tests": {"a": "a.jsonl", "b": "b.jsonl"},
+        "dev": {"simcse": {"a": "a.jsonl"}},
+        "hub": {},
+        "path": str(folder),
+    }
     return STS(split, **(options | kwargs))
 
 
@@ -168,7 +178,6 @@ def test_minilm_on_shared_data_equals_sentence_transformers(shared):
     """The seven STS tasks and a retrieval set, against scipy and pytrec_eval over that library's vectors."""
     library = pytest.importorskip("sentence_transformers", reason="a dev dependency")
     from conftest import composed
-
     from unitsphere import artefact
     from unitsphere.build import build
     from unitsphere.encoders.minilm import folder
@@ -184,7 +193,11 @@ def test_minilm_on_shared_data_equals_sentence_transformers(shared):
     retrieval = Retrieval("test", path=str(shared / "cranfield"))
     metrics, made = retrieval(ours.embed).metrics, retrieval.set
     q, d = (theirs.encode(list(t.values()), normalize_embeddings=True) for t in (made.queries, made.corpus))
-    run = {i: dict(zip(made.corpus, map(float, row), strict=True)) for i, row in zip(made.queries, q @ d.T, strict=True)}
+    run = {
+        i: dict(zip(made.corpus, map(float, row), strict=True)) for i, row in zip(made.queries, q @ d.T, strict=True)
+    }
     scored = pytrec_eval.RelevanceEvaluator(made.qrels, {"ndcg_cut.10", "recall.100"}).evaluate(run)
     for name, key in (("ndcg@10", "ndcg_cut_10"), ("recall@100", "recall_100")):
-        assert 100 * metrics[f"cranfield/{name}"] == pytest.approx(100 * np.mean([s[key] for s in scored.values()]), abs=0.01)
+        assert 100 * metrics[f"cranfield/{name}"] == pytest.approx(
+            100 * np.mean([s[key] for s in scored.values()]), abs=0.01
+        )

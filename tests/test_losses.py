@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
@@ -49,7 +49,9 @@ def slow(e, tau, weight, mask_duplicates):
 @pytest.mark.parametrize("mask_duplicates", [True, False])
 @pytest.mark.parametrize("owners", [(), (0, 0, 2, 4)])
 def test_infonce_equals_the_double_loop(owners, mask_duplicates, weight):
-    e = made(owners=owners, anchor=[0, 1, 1, 3, 4], positive=[10, 11, 12, 10, 0], negative=[10, 30, 4, 31][: len(owners)])
+    e = made(
+        owners=owners, anchor=[0, 1, 1, 3, 4], positive=[10, 11, 12, 10, 0], negative=[10, 30, 4, 31][: len(owners)]
+    )
     loss = InfoNCE(0.1, hard_negative_weight=weight, mask_duplicates=mask_duplicates)
     assert loss(e).total.item() == pytest.approx(slow(e, 0.1, weight, mask_duplicates), rel=1e-5)
 

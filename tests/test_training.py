@@ -11,10 +11,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import command, composed
 from safetensors.torch import load_file
 from torch import nn
 
+from conftest import command, composed
 from unitsphere import artefact
 from unitsphere.cli.reproduce import changes
 from unitsphere.cli.train import start
@@ -43,7 +43,10 @@ def run_here(pairs, outputs, *more) -> Run:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    rows = [{"anchor": f"number {i} of {i % 7}", "positive": f"it is {i} or {i % 5}", "negative": f"{i + 1}"} for i in range(120)]
+    rows = [
+        {"anchor": f"number {i} of {i % 7}", "positive": f"it is {i} or {i % 5}", "negative": f"{i + 1}"}
+        for i in range(120)
+    ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     os.environ["UNITSPHERE_CACHE"] = str(folder / "cache")
     return run_here(folder / "rows.jsonl", folder / "out")
@@ -54,7 +57,9 @@ def test_a_run_learns_and_leaves_a_readable_folder(finished):
     curves = pd.read_csv(finished.folder / "metrics.csv")
     loss = curves[curves.metric == "train/loss"].value
     assert loss.tail(3).mean() < loss.head(3).mean()
-    assert info["status"] == "done" and info["steps"] == 12 and [look["step"] for look in info["looks"]] == [0, 4, 8, 12]
+    assert (
+        info["status"] == "done" and info["steps"] == 12 and [look["step"] for look in info["looks"]] == [0, 4, 8, 12]
+    )
     best = max(info["looks"], key=lambda look: look["metrics"]["pairs/mrr@10"])
     assert info["best_step"] == best["step"] and metrics["dev/pairs/mrr@10"] == best["metrics"]["pairs/mrr@10"]
     for stage in ("before", "test", "last"):
@@ -189,7 +194,6 @@ def test_optimiser_settings_that_do_not_fit():
 def test_the_alarm_rings_on_a_collapsed_space_only():
     class Stub:
         global_step = 0
-        callback_metrics: dict[str, float] = {}
 
     trainer, alarm = Stub(), CollapseAlarm(threshold=0.9, patience=2, every=1)
     for cosine in (0.95, 0.5, 0.95):
@@ -222,7 +226,7 @@ def test_a_run_bounded_by_epochs_or_time(pairs, tmp_path):
     assert run.info["steps"] == 96 // 16
     timed = run_here(pairs, tmp_path, "trainer.max_time='00:00:00:01'", "trainer.max_steps=100000")
     assert 0 < timed.info["steps"] < 100000
-    with pytest.raises(UsageError, match="bounded by trainer.max_time"):
+    with pytest.raises(UsageError, match=r"bounded by trainer.max_time"):
         from unitsphere.cli.reproduce import reproduce
 
         reproduce(timed, 0.0)

@@ -91,9 +91,7 @@ def load(path: str | Path) -> Embedder:
 
 
 def _head(embedder: Embedder) -> dict[str, Tensor]:
-    return {
-        k: v.detach().cpu().contiguous() for k, v in embedder.state_dict().items() if not k.startswith("encoder.")
-    }
+    return {k: v.detach().cpu().contiguous() for k, v in embedder.state_dict().items() if not k.startswith("encoder.")}
 
 
 def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
@@ -110,7 +108,9 @@ def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
         if config is not None:
             _dump(folder / name / "config.json", config)
         if weights is not None:
-            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / name / "model.safetensors")
+            save_file(
+                {k: v.detach().cpu().contiguous() for k, v in weights.items()}, folder / name / "model.safetensors"
+            )
 
     width = embedder.encoder.dim
     add("Pooling", {"word_embedding_dimension": width} | {flag: mode in modes for mode, flag in FLAGS.items()})
@@ -151,12 +151,18 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
             modes = config.get("pooling_mode") or [m for m, flag in FLAGS.items() if config.get(flag)]
             modes = (modes,) if isinstance(modes, str) else tuple(modes)
             if modes not in POOLINGS:
-                raise UsageError(f"{place}/config.json: pooling {modes} has no counterpart here; known: {list(POOLINGS)}")
+                raise UsageError(
+                    f"{place}/config.json: pooling {modes} has no counterpart here; known: {list(POOLINGS)}"
+                )
             saved["pooling"] = {"_target_": POOLINGS[modes]}
         elif kind == "Dense" and "Identity" in config["activation_function"] and not config["bias"]:
             node["projection_dim"] = config["out_features"]
             head["projection.weight"] = _dense(place)["linear.weight"]
-        elif kind == "Dense" and "Tanh" in config["activation_function"] and saved["pooling"]["_target_"].endswith("CLSPooling"):
+        elif (
+            kind == "Dense"
+            and "Tanh" in config["activation_function"]
+            and saved["pooling"]["_target_"].endswith("CLSPooling")
+        ):
             saved["pooling"] = {"_target_": "unitsphere.pooling.cls.CLSMLPPooling"}
             head |= {f"pooling.dense.{k.removeprefix('linear.')}": v for k, v in _dense(place).items()}
         elif kind == "Normalize":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.pooling.base import Pooling

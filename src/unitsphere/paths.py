@@ -16,9 +16,7 @@ def conf() -> Path:
 def cache() -> Path:
     """`UNITSPHERE_CACHE`, by default `unitsphere` in the user's cache folder. Safe to delete at any time."""
     base = os.environ.get("UNITSPHERE_CACHE")
-    folder = (
-        Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unitsphere"
-    )
+    folder = Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "unitsphere"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

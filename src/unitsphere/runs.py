@@ -1,7 +1,7 @@
 """A run's folder under outputs/: made exclusively, written atomically, read without torch.
 
-    outputs/<name>/s<seed>_<YYYYMMDD-HHMMSS>[-n]/
-      config.yaml  overrides.yaml  run.json  metrics.json  metrics.csv  scores/  model/  checkpoints/
+outputs/<name>/s<seed>_<YYYYMMDD-HHMMSS>[-n]/
+  config.yaml  overrides.yaml  run.json  metrics.json  metrics.csv  scores/  model/  checkpoints/
 """
 
 import hashlib

@@ -76,11 +76,15 @@ def fail(error: BaseException) -> None:
 def _message(error: BaseException) -> str:
     """What a person needs to know, without Hydra's advice on its own options."""
     text = str(error).strip()
+    if isinstance(error, UsageError):
+        return text
     cause = error.__cause__
     if cause is not None and str(cause) not in text:
         text += f": {str(cause).strip().splitlines()[0]}"
     lines = [line.strip() for line in text.splitlines() if line.strip() and "hydra.cc" not in line]
-    lines = [line for line in lines if not line.startswith(("Config search path", "provider=", "full_key", "object_type"))]
+    lines = [
+        line for line in lines if not line.startswith(("Config search path", "provider=", "full_key", "object_type"))
+    ]
     wrong = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     key = re.search(r"Key '([^']+)' is not in struct", text)
     near: list[str] = []

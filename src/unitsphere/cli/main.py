@@ -21,7 +21,7 @@ def main() -> None:
         sys.exit(0 if arguments else 2)
     verb = arguments[0]
     if verb not in VERBS:
-        print(f"unitsphere: no verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)  # noqa: T201
+        print(f"error: no verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     try:
         import_module(f"unitsphere.cli.{verb}").main(arguments[1:])

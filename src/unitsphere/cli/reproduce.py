@@ -45,16 +45,22 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
     """
     config, was = original.config, original.info
     if was["status"] != "done":
-        raise UsageError(f"{original.folder}: its status is {was['status']}; only a run that is done can be reproduced.")
+        raise UsageError(
+            f"{original.folder}: its status is {was['status']}; only a run that is done can be reproduced."
+        )
     if config.trainer.max_time is not None:
-        raise UsageError(f"{original.folder}: it was bounded by trainer.max_time, so its number of steps is an accident.")
+        raise UsageError(
+            f"{original.folder}: it was bounded by trainer.max_time, so its number of steps is an accident."
+        )
     from rich.table import Table
 
     from unitsphere.report import table
     from unitsphere.training.run import train
 
     again = Run.create(Path(outputs or original.folder.parents[1]) / config.name, stamped(f"s{config.seed}"))
-    again.note(status="created", name=config.name, host=None, pid=0, reproduces=str(original.folder), choices=was["choices"])
+    again.note(
+        status="created", name=config.name, host=None, pid=0, reproduces=str(original.folder), choices=was["choices"]
+    )
     for file in ("config.yaml", "overrides.yaml"):
         (again.folder / file).write_bytes((original.folder / file).read_bytes())
     now_metrics, was_metrics = train(config, again), original.metrics
@@ -70,7 +76,13 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
         agrees = saved is not None and now is not None and abs(saved - now) <= allowed
         differing += not agrees
         difference = "-" if saved is None or now is None else f"{now - saved:+.2e}"
-        shown.add_row(name, _digits(saved), _digits(now), difference, "equal" if saved == now else "close" if agrees else "DIFFERS")
+        shown.add_row(
+            name,
+            _digits(saved),
+            _digits(now),
+            difference,
+            "equal" if saved == now else "close" if agrees else "DIFFERS",
+        )
     table.show(shown)
     for name, (before, after) in changed.items():
         table.show(f"changed: {name}: {before} -> {after}")
@@ -80,7 +92,7 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
 
 
 def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between two runs' circumstances that may change numbers: versions, processor, device, threads, data."""
+    """What differs between two runs that may change numbers: versions, processor, device, threads, data."""
     flat_was, flat_now = ({k: info[k] for k in ("python", "processor", "device", "threads")} for info in (was, now))
     for flat, info in ((flat_was, was), (flat_now, now)):
         flat |= {f"{name} version": version for name, version in info["versions"].items()}

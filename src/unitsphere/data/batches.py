@@ -49,7 +49,7 @@ class Batches:
     ):
         if len(rows) < batch_size:
             raise UsageError(
-                f"{len(rows)} training rows do not fill one batch of {batch_size}; set data.batch_size={len(rows)} or less."
+                f"{len(rows)} training rows do not fill one batch of {batch_size}; data.batch_size={len(rows)} would."
             )
         self.batch_size, self.seed, self.rows = batch_size, seed, len(rows)
         self.epoch = self.position = 0

@@ -53,7 +53,8 @@ class Beir(Data):
             for d, grade in grades.items()
             if grade >= 1 and asked.queries[q] and corpus[d]
         ]
-        rows = Rows(**{column: [pair[source] for pair in pairs] for column, source in self.columns.items()})
+        columns: dict[str, Any] = {c: [pair[source] for pair in pairs] for c, source in self.columns.items()}
+        rows = Rows(**columns)
         dev_set, test_set = (
             retrieval_set(self.name, corpus, queries, qrels, self.eval_max_length) if qrels else None
             for qrels in (dev, test)

@@ -28,8 +28,9 @@ class Rows:
 
     def take(self, indices: Sequence[int]) -> "Rows":
         """The rows at `indices`, in that order."""
-        columns = {name: getattr(self, name) for name in COLUMNS}
-        return Rows(**{k: None if v is None else [v[i] for i in indices] for k, v in columns.items()})
+        columns: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
+        taken: dict[str, Any] = {k: v and [v[i] for i in indices] for k, v in columns.items()}
+        return Rows(**taken)
 
     def retrieval(self, name: str, max_length: int | None = None) -> RetrievalSet:
         """Anchors as queries and positives as documents: the documents of an anchor are its positives in any row."""

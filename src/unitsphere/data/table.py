@@ -89,7 +89,9 @@ class Table(Data):
             for column, value in values.items():
                 taken[column].append(value)
         if not taken["anchor"]:
-            raise UsageError(f"{path}: no usable row" + (f", {bad[path]} bad rows skipped." if bad else "; it is empty."))
+            raise UsageError(
+                f"{path}: no usable row" + (f", {bad[path]} bad rows skipped." if bad else "; it is empty.")
+            )
         return Rows(**taken), bad[path]
 
 

@@ -12,7 +12,9 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from unitsphere.encoders.transformer import TransformerEncoder
 
 
-def tiny(dim: int = 32, layers: int = 2, dropout: float = 0.1, max_length: int = 128, seed: int = 0) -> TransformerEncoder:
+def tiny(
+    dim: int = 32, layers: int = 2, dropout: float = 0.1, max_length: int = 128, seed: int = 0
+) -> TransformerEncoder:
     """Make the encoder; equal arguments give equal weights.
 
     Args:
@@ -22,7 +24,13 @@ def tiny(dim: int = 32, layers: int = 2, dropout: float = 0.1, max_length: int =
         max_length: In tokens, which are characters here.
         seed: Of the random weights.
     """
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     letters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = [*special.values(), *letters, *(f"##{letter}" for letter in letters)]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}

@@ -28,9 +28,9 @@ class TransformerEncoder(nn.Module):
         max_length: The longest input in tokens; longer texts are cut.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, max_length: int):
+    def __init__(self, model: Any, tokenizer: Any, max_length: int):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.dim: int = model.config.hidden_size
@@ -91,7 +91,8 @@ def transformer(
         if dropout is not None:
             _set_dropout(config, dropout)
         extra: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-        if "add_pooling_layer" in inspect.signature(MODEL_MAPPING.get(type(config), AutoModel)).parameters:
+        kind: Any = MODEL_MAPPING.get(type(config), AutoModel)
+        if "add_pooling_layer" in inspect.signature(kind).parameters:
             extra["add_pooling_layer"] = False
         model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32, **options, **extra)
     except (OSError, ValueError, KeyError) as error:

@@ -44,7 +44,9 @@ class Retrieval:
         UsageError: There is nothing to search.
     """
 
-    def __init__(self, split: str, own: RetrievalSet | None = None, path: str | None = None, max_length: int | None = None):
+    def __init__(
+        self, split: str, own: RetrievalSet | None = None, path: str | None = None, max_length: int | None = None
+    ):
         self.set = own_or_path(split, own, path, max_length)
         self.split = split
 
@@ -84,8 +86,8 @@ def own_or_path(split: str, own: RetrievalSet | None, path: str | None, max_leng
     chosen = own if path is None else beir.read(path, split)
     if chosen is None:
         raise UsageError(
-            f"eval: the data has no {split} queries to score. Name a BEIR folder with eval.retrieval.path=…, choose data "
-            "that has queries (docstrings, pairs, triplets, beir), or score something else, e.g. eval=sts"
+            f"eval: the data has no {split} queries to score. Name a BEIR folder with eval.retrieval.path=…, choose "
+            "data that has queries (docstrings, pairs, triplets, beir), or score something else, e.g. eval=sts"
         )
     return replace(chosen, max_length=max_length or chosen.max_length)
 

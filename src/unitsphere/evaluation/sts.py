@@ -29,8 +29,8 @@ class STS:
             its 1,496 pairs are in STS12-16); `clean` by SICK trial.
         protocol: Which of the two.
         path: A folder laid out as the files say; None is `UNITSPHERE_DATA`, and without that the hub.
-        hub: File -> data set and split on the hub, where there is no folder, in columns sentence1, sentence2, score. (MTEB's SICK-R has 9,927 rows where
-            the paper's test has 4,927, so that task differs; the number of rows is in the protocol.)
+        hub: File -> data set and split on the hub, where there is no folder, in columns sentence1, sentence2, score.
+            (MTEB's SICK-R has 9,927 rows, the paper's test 4,927: that task differs. The protocol has the rows.)
         max_length: Tokens kept; None is the encoder's limit. The paper does not cut.
         own: Not used; every evaluator is offered the run's own queries.
 
@@ -75,7 +75,9 @@ class STS:
             "max_length": self.max_length,
             "pairs": {task: len(pairs) for task, pairs in items.items()},
         }
-        return Result(metrics, list(metrics)[-1], {f"sts-{task}": pairs for task, pairs in items.items()}, {"sts": stamp})
+        return Result(
+            metrics, list(metrics)[-1], {f"sts-{task}": pairs for task, pairs in items.items()}, {"sts": stamp}
+        )
 
 
 def read(task: str, folder: Path | None, file: str, hub: Mapping[str, str]) -> pd.DataFrame:
@@ -84,19 +86,20 @@ def read(task: str, folder: Path | None, file: str, hub: Mapping[str, str]) -> p
     Raises:
         UsageError: Neither the folder nor the hub has it, or a row is malformed.
     """
-    if folder is None and file not in hub:
-        raise UsageError(f"eval=sts: {task} is not on the hub. Name a folder that has {file}: eval.sts.path=…")
-    source = str(folder / file) if folder is not None else hub[file]
-    if folder is not None and not (folder / file).exists():
-        raise UsageError(f"eval=sts: {source} is missing. Name a folder that has it: eval.sts.path=… or UNITSPHERE_DATA")
-    rows = []
-    for number, record in records(source):
-        try:
+    source = str(folder / file) if folder is not None else hub.get(file, file)
+    rows, number = [], 0
+    try:
+        for at, record in records(source):
+            number = at
             if isinstance(record, BadRow):
                 raise record
             rows.append((str(record["sentence1"]), str(record["sentence2"]), float(record["score"])))
-        except (BadRow, KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{source}, row {number}: sentence1, sentence2 and a score expected ({error!r}).") from None
+    except (BadRow, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{source}, row {number}: sentence1, sentence2 and a score expected ({error!r}).") from None
+    except UsageError as error:
+        raise UsageError(
+            f"eval=sts: {error} Name a folder that has {file}: eval.sts.path=… or UNITSPHERE_DATA"
+        ) from None
     if len(rows) < 2:
         raise UsageError(f"{source}: {len(rows)} pairs; a correlation needs two.")
     return pd.DataFrame(rows, columns=["sentence1", "sentence2", "score"])

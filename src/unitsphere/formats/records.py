@@ -58,13 +58,16 @@ def _jsonl(lines: Any) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
         except json.JSONDecodeError as error:
             yield number, BadRow(f"not valid JSON ({error.msg} at column {error.colno}): {line.strip()[:80]!r}")
             continue
-        yield number, record if isinstance(record, dict) else BadRow(f"a JSON object expected, found {line.strip()[:80]!r}")
+        yield (
+            number,
+            record if isinstance(record, dict) else BadRow(f"a JSON object expected, found {line.strip()[:80]!r}"),
+        )
 
 
 def _separated(lines: Any, delimiter: str, header: bool) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
     # Tab-separated files are written without quoting: a quotation mark is a character of the text.
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+    quoted = delimiter == ","
+    reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     names: list[Any] | None = next(reader, None) if header else None
     for row in reader:
         if not row:
@@ -106,6 +109,6 @@ def _dataset(path: str, folder: Path) -> Iterator[tuple[int, dict[Any, Any] | Ba
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"data.path={path}: no such file here, and no folder or hub data set of that name could be loaded ({reason})."
+            f"{path}: no such file here, and no folder or hub data set of that name could be loaded ({reason})."
         ) from error
     yield from enumerate(loaded, 1)

@@ -8,7 +8,7 @@ Relations: sentence-transformers' MultipleNegativesRankingLoss has `scale` = 1 /
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from unitsphere.types import Embeddings, LossOutput
 

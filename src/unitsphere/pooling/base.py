@@ -1,4 +1,4 @@
-"""What every pooler shares: positions counted from the first real token, so that padding on either side is invisible."""
+"""What every pooler shares: positions count from the first real token, so that padding on either side is invisible."""
 
 import torch
 from torch import Tensor, nn

@@ -31,7 +31,7 @@ class CollapseAlarm(pl.Callback):
         if self.over == self.patience:
             warnings.warn(
                 f"COLLAPSE: at step {trainer.global_step} different texts have a mean cosine of {cosine:.3f} "
-                f"(over {self.threshold} at {self.patience} looks in a row). Lower optim.lr or loss.temperature, or check "
-                "that anchors and positives differ between rows.",
+                f"(over {self.threshold} at {self.patience} looks in a row). Lower optim.lr or "
+                "loss.temperature, or check that anchors and positives differ between rows.",
                 stacklevel=2,
             )

@@ -2,7 +2,7 @@
 
 The gradient is that of one process with the whole batch: each rank computes the full loss; the backward pass of the
 gather adds up what all ranks ask of a vector, world times too much; DDP's mean over ranks divides by world.
-Code read: torch.distributed.nn.functional; the no-gradient gather of princeton-nlp/SimCSE, which differs by that factor.
+Code read: torch.distributed.nn.functional; the gather of princeton-nlp/SimCSE, which differs by that factor.
 """
 
 from collections.abc import Sequence

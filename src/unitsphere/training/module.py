@@ -42,12 +42,12 @@ class EmbeddingModule(pl.LightningModule):
         rows = len(e.anchors[0])
         self.log("train/loss", out.total, prog_bar=True, batch_size=rows)
         self.log("train/mean_cosine", spread, batch_size=rows)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=rows)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=rows)
         for name, value in out.parts.items():
             self.log(f"train/{name}", value, batch_size=rows)
         return out.total
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer, scheduler = self.optim(self, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -60,7 +60,7 @@ class AdamW:
                 )
             steps = 1
         groups = parameter_groups(module, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps)
         scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), int(steps))
         return optimizer, scheduler
 

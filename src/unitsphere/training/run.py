@@ -98,13 +98,17 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
         raise KeyboardInterrupt
 
     selection = trainer.checkpoint_callback
-    run.note(steps=trainer.global_step, best_step=selection.best_step, selected=selection.selected, looks=selection.looks)
+    run.note(
+        steps=trainer.global_step, best_step=selection.best_step, selected=selection.selected, looks=selection.looks
+    )
     look = next(look for look in selection.looks if look["step"] == selection.best_step)
     run.add_metrics({f"dev/{k}": v for k, v in look["metrics"].items()})
     if selection.best_step != trainer.global_step:
         _score(run, "last", test, embedder)
         embedder.load_state_dict(load_file(run.folder / BEST))
-    artefact.save(embedder, {k: OmegaConf.to_container(config[k]) for k in ("pooling", "embedder")}, run.folder / "model")
+    artefact.save(
+        embedder, {k: OmegaConf.to_container(config[k]) for k in ("pooling", "embedder")}, run.folder / "model"
+    )
     result = _score(run, "test", test, embedder)
     run.note(protocol=result.protocol, primary=result.primary)
     if selection.best_step == trainer.global_step:
@@ -118,7 +122,8 @@ def check_needs(config: DictConfig) -> None:
     Raises:
         UsageError: It names the data options that would fit.
     """
-    needs = get_class(config.loss._target_).needs
+    loss: Any = get_class(config.loss._target_)
+    needs = loss.needs
     lacking = [column for column in needs if column not in config.data.columns]
     if lacking:
         fitting = [
@@ -182,5 +187,10 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()
     for name in ("pytorch_lightning", "lightning_fabric", "torch", "faiss"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*in eval mode.*", ".*isinstance.treespec.*", ".*is smaller than the logging.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*in eval mode.*",
+        ".*isinstance.treespec.*",
+        ".*is smaller than the logging.*",
+    ):
         warnings.filterwarnings("ignore", message)

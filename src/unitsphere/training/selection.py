@@ -1,6 +1,5 @@
 """Score on dev, keep the best weights (those before training are a candidate), and save what resuming needs."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,9 @@ class Selection(Checkpoint):
         self._last_seen = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self._interval = max(1, round(self.every * trainer.estimated_stepping_batches)) if self.every < 1 else self.every
+        self._interval = (
+            max(1, round(self.every * trainer.estimated_stepping_batches)) if self.every < 1 else self.every
+        )
         if self._rng is not None:
             torch.set_rng_state(self._rng["cpu"])
             if self._rng["cuda"]:
@@ -97,7 +98,7 @@ class Selection(Checkpoint):
         part = file.with_suffix(".writing")
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
-            os.replace(part, file)
+            part.replace(file)
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         folder = Path(trainer.default_root_dir) / "checkpoints"

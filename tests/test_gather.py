@@ -1,0 +1,67 @@
+"""Two real processes that share a batch train exactly like one process that has it all."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from unitsphere.losses.infonce import InfoNCE
+from unitsphere.losses.simcse import SimCSE
+from unitsphere.training.gather import gather
+from unitsphere.types import Batch, Embeddings
+
+N, D = 6, 5
+OWNERS = [0, 0, 1, 4, 5]  # the ranks have 3 negatives and 2
+
+
+def made(rows, weight):
+    """The rows' part of one batch, encoded by a linear map."""
+    generator = torch.Generator().manual_seed(0)
+    x = {name: torch.randn(k, D, generator=generator) for name, k in (("a", N), ("b", N), ("p", N), ("n", len(OWNERS)))}
+    mine = [m for m, owner in enumerate(OWNERS) if owner in rows]
+    ids = {
+        "anchor": torch.tensor([0, 1, 2, 3, 3, 5])[rows],
+        "positive": torch.tensor([10, 11, 12, 11, 14, 15])[rows],
+        "negative": torch.tensor([20, 21, 12, 23, 24])[mine],
+    }
+    own = torch.tensor([rows.index(OWNERS[m]) for m in mine])
+    batch = Batch({}, ids, own, torch.tensor(rows))
+    return Embeddings(
+        (x["a"][rows] @ weight, x["b"][rows] @ weight), x["p"][rows] @ weight, x["n"][mine] @ weight, batch
+    )
+
+
+def start_weight():
+    return (torch.arange(D * D).float().reshape(D, D).sin()).requires_grad_()
+
+
+def worker(rank, port, loss, results):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    weight = start_weight()
+    total = loss(gather(made([[0, 1, 2], [3, 4, 5]][rank], weight))).total
+    total.backward()
+    dist.all_reduce(weight.grad)
+    results[rank] = (total.item(), (weight.grad / 2).tolist())  # DDP takes the mean over ranks
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [InfoNCE(hard_negative_weight=0.7), InfoNCE(symmetric=True), SimCSE()])
+def test_two_ranks_have_the_gradient_of_one(loss):
+    weight = start_weight()
+    whole = loss(made(list(range(N)), weight)).total
+    whole.backward()
+    results = mp.get_context("spawn").Manager().dict()
+    mp.spawn(worker, args=(29500 + os.getpid() % 1000, loss, results), nprocs=2)
+    for rank in range(2):
+        total, gradient = results[rank]
+        assert total == pytest.approx(whole.item(), abs=1e-5)
+        torch.testing.assert_close(torch.tensor(gradient), weight.grad, atol=1e-5, rtol=0)
+
+
+def test_one_process_is_left_alone():
+    e = made(list(range(N)), start_weight())
+    assert gather(e) is e
