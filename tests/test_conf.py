@@ -106,3 +106,10 @@ def test_somebody_elses_loss_needs_no_change_here(tmp_path, pairs):
         "trainer.max_steps=2", f"outputs={tmp_path}/out", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert "mine-mean" in done.stdout
+
+
+@pytest.mark.parametrize("sweep", sorted((paths.conf().parent / "sweeps").glob("*.yaml")), ids=lambda f: f.stem)
+def test_a_sweep_composes(sweep):
+    assert first_comment(sweep)
+    done = command("train", "-cd", sweep.parent, "-cn", sweep.stem, "--cfg", "job")
+    assert "_target_" in done.stdout

@@ -206,6 +206,8 @@ def test_the_alarm_rings_on_a_collapsed_space_only():
 def test_selection_refuses_nonsense():
     with pytest.raises(UsageError, match="must be positive"):
         Selection(every=0)
+    with pytest.raises(UsageError, match="max or min"):
+        Selection(mode="best")
 
 
 @pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
@@ -237,3 +239,19 @@ def test_several_seeds_and_losses_in_one_command(pairs, tmp_path):
     command("train", "-m", *line, "loss=simcse,infonce", "seed=1,2", cwd=tmp_path)
     runs = [Run(f.parent) for f in tmp_path.rglob("run.json")]
     assert len({r.folder for r in runs}) == 4 and all(r.info["status"] == "done" for r in runs)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_like_one(pairs, tmp_path):
+    """Two processes that Lightning starts, without dropout: the same curves, one folder, the same model."""
+    curves, models = [], []
+    for devices, strategy in ((1, "auto"), (2, "ddp")):
+        line = overrides(pairs, tmp_path / strategy, f"trainer.devices={devices}", f"trainer.strategy={strategy}")
+        command("train", *line, "encoder.dropout=0", "trainer.threads=1")
+        runs = [Run(f.parent) for f in (tmp_path / strategy).rglob("run.json")]
+        assert len(runs) == 1 and runs[0].info["status"] == "done"
+        table = pd.read_csv(runs[0].folder / "metrics.csv")
+        curves.append(table[table.metric == "train/loss"].value.to_numpy())
+        models.append(artefact.load(runs[0].folder).encode(["a red fish", "x"]))
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4) and len(curves[0]) == 12
+    assert models[0] == pytest.approx(models[1], abs=1e-3)

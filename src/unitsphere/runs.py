@@ -33,9 +33,15 @@ LIBRARIES = (
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder."""
+    """One run's folder.
+
+    Attributes:
+        folder: Where.
+        writes: Whether this process writes in it; of several ranks only the first does.
+    """
 
     folder: Path
+    writes: bool = True
 
     @classmethod
     def create(cls, parent: Path, stem: str) -> "Run":
@@ -85,12 +91,16 @@ class Run:
 
     def note(self, **values: Any) -> None:
         """Set keys of run.json."""
+        if not self.writes:
+            return
         file = self.folder / "run.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         write(file, json.dumps(known | values, indent=2, ensure_ascii=False, default=str) + "\n")
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add to metrics.json."""
+        if not self.writes:
+            return
         write(self.folder / "metrics.json", json.dumps(self.metrics | dict(metrics), indent=2) + "\n")
 
     def add_items(self, stage: str, items: "Mapping[str, pd.DataFrame]") -> None:

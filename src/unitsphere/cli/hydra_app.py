@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -36,7 +37,8 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
         return
     # With full errors Hydra lets exceptions through, and they are turned into messages here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = [f"unitsphere {verb or root}", *arguments]
+    # Lightning starts further ranks by this file's name.
+    sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *arguments]
 
     def guarded(config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -1,5 +1,6 @@
 """`unitsphere train`: compose, make the run folder, train, print the table."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from unitsphere.cli import hydra_app
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, cell, stamped, write
+
+RUN_OF_RANKS = "UNITSPHERE_RUN_OF_RANKS"  # set by the first process of a run for those that Lightning starts from it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,6 +24,9 @@ def job(config: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    run = joined()
+    if run is not None:
+        return go(run)
     if config.resume is not None:
         return resume(config.resume)
     hydra = HydraConfig.get()
@@ -52,6 +58,12 @@ def start(config: DictConfig, overrides: list[str], choices: dict[str, str], swe
     return run
 
 
+def joined() -> Run | None:
+    """The run of the process that started this one as a further rank of it; None in the first process."""
+    folder = os.environ.get(RUN_OF_RANKS)
+    return Run(Path(folder), writes=False) if folder and int(os.environ.get("LOCAL_RANK", "0")) > 0 else None
+
+
 def resume(path: str) -> float:
     """Go on with a run that was cut.
 
@@ -70,8 +82,16 @@ def go(run: Run) -> float:
     from unitsphere.report import table
     from unitsphere.training.run import train
 
+    if run.writes:
+        os.environ[RUN_OF_RANKS] = str(run.folder.resolve())
     metrics = train(run.config, run)
+    if not run.writes:
+        return float("nan")
     info = run.info
     table.show(table.before_after(metrics, info["best_step"], info["steps"]))
     table.show(f"{run.folder}  ({info['wall_seconds']:.0f} s, {info['peak_memory_gib']} GiB)")
     return float(info["selected"]["value"])
+
+
+if __name__ == "__main__":
+    main()

@@ -44,7 +44,7 @@ class CSVLogger(Logger):
 
 
 def cut(file: Path, step: int) -> None:
-    """Drop what a killed run wrote behind the step from which it goes on."""
+    """Drop what a killed run wrote behind the step from which it goes on; -1 drops all."""
     if file.exists():
         curves = pd.read_csv(file)
         curves[curves.step <= step].to_csv(file, index=False)

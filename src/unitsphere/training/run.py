@@ -85,17 +85,20 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
         embedder=embedder.protocol(),
     )
     checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
-    if checkpoint is None:
-        _score(run, "before", test, embedder)
-    else:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if run.writes:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint else {"global_step": -1}
         curves.cut(run.folder / "metrics.csv", state["global_step"])
+        if checkpoint is None:
+            _score(run, "before", test, embedder)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config))
+    torch.manual_seed(config.seed + trainer.global_rank)  # each rank has its own dropout
     module = EmbeddingModule(embedder, loss, build(config.optim), config.trainer.chunks, dev)
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if not run.writes:
+        return {}
 
     selection = trainer.checkpoint_callback
     run.note(

@@ -24,6 +24,8 @@ class Selection(Checkpoint):
     def __init__(self, every: float = 0.5, save_every: int = 50, metric: str | None = None, mode: str = "max"):
         if every <= 0 or save_every < 1:
             raise UsageError(f"callbacks.selection: every={every} and save_every={save_every} must be positive.")
+        if mode not in ("max", "min"):
+            raise UsageError(f"select_mode={mode}: max or min would fit.")
         self.every, self.save_every, self.metric, self.mode = every, save_every, metric, mode
         self.looks: list[dict[str, Any]] = []  # {"step": …, "metrics": {…}} for each look at dev
         self.best_step = -1
