@@ -202,6 +202,13 @@ def test_batches_cover_an_epoch_in_an_order_of_the_seed(tmp_path):
     assert [b.row_ids.tolist() for b in endless] != [b.row_ids.tolist() for b in endless]
 
 
+def test_an_epoch_that_is_counted_to_its_end_is_over(tmp_path):
+    """Lightning takes `len` batches and never asks for one more."""
+    loader = batches(tmp_path, Rows([f"text {i}" for i in range(10)]))
+    epochs = [[b.row_ids.tolist() for b, _ in zip(loader, range(len(loader)), strict=False)] for _ in range(3)]
+    assert all(len(epoch) == 2 for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+
+
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_batches_go_on_where_they_were_cut(tmp_path, cut):
     rows = Rows([f"text {i}" for i in range(10)])

@@ -224,8 +224,8 @@ def test_mixed_precision_trains(pairs, tmp_path, precision):
 
 
 def test_a_run_bounded_by_epochs_or_time(pairs, tmp_path):
-    run = run_here(pairs, tmp_path, "trainer.max_epochs=1", "trainer.max_steps=-1")
-    assert run.info["steps"] == 96 // 16
+    run = run_here(pairs, tmp_path, "trainer.max_epochs=3", "trainer.max_steps=-1")
+    assert run.info["steps"] == 3 * (96 // 16)
     timed = run_here(pairs, tmp_path, "trainer.max_time='00:00:00:01'", "trainer.max_steps=100000")
     assert 0 < timed.info["steps"] < 100000
     with pytest.raises(UsageError, match=r"bounded by trainer.max_time"):

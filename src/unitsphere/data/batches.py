@@ -20,7 +20,7 @@ ROLES = {"anchor": "query", "positive": "document", "negative": "document"}
 
 
 class Batches:
-    """An endless supply of epochs; each `iter` is one epoch, from where the last one was left.
+    """An endless supply of epochs; each `iter` is one epoch, from where the last one was left, or the next one.
 
     The last rows of an epoch that fill no batch are left out of it: a smaller batch has fewer negatives.
 
@@ -73,18 +73,18 @@ class Batches:
         return self.rows // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.position == len(self):  # the last epoch is over, though its iterator may not have been told to stop
+            self.epoch, self.position = self.epoch + 1, 0
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.rows, generator=generator).numpy()
         while self.position < len(self):
             start = self.position * self.batch_size
             self.position += 1
             yield self._batch(order[start : start + self.batch_size][self.rank :: self.world])
-        self.epoch, self.position = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """The next batch to come."""
-        done = self.position == len(self)
-        return {"epoch": self.epoch + done, "position": 0 if done else self.position}
+        """How many batches of which epoch have been taken."""
+        return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at the batch that `state_dict` named."""

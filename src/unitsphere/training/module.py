@@ -40,6 +40,7 @@ class EmbeddingModule(pl.LightningModule):
         with torch.no_grad():
             spread = mean_cosine(nn.functional.normalize(e.anchors[0].float(), dim=-1))
         rows = len(e.anchors[0])
+        self.log("step", float(self.global_step + 1))  # Lightning counts from 0, dev scores and checkpoints from 1
         self.log("train/loss", out.total, prog_bar=True, batch_size=rows)
         self.log("train/mean_cosine", spread, batch_size=rows)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=rows)
