@@ -23,12 +23,12 @@ def made(*overrides):
     embedder = build_embedder(config).eval()
     for parameter in embedder.pooling.parameters():  # so that learned poolers are not at their start
         torch.nn.init.normal_(parameter, std=0.3)
-    return embedder, {"pooling": dict(config.pooling), "embedder": {**config.embedder}}
+    return embedder
 
 
 def saved(tmp_path, *overrides):
-    embedder, nodes = made(*overrides)
-    artefact.save(embedder, nodes, tmp_path / "model")
+    embedder = made(*overrides)
+    artefact.save(embedder, tmp_path / "model")
     return embedder, tmp_path / "model"
 
 

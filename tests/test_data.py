@@ -15,6 +15,7 @@ from unitsphere.data.docstrings import Docstrings
 from unitsphere.data.harvest import docstrings
 from unitsphere.data.rows import Rows
 from unitsphere.data.table import Table
+from unitsphere.data.tokens import tokenize
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 
@@ -264,3 +265,24 @@ def test_ranks_share_a_batch(tmp_path):
 def test_too_few_rows_for_a_batch(tmp_path):
     with pytest.raises(UsageError, match=r"data.batch_size=3 would"):
         batches(tmp_path, Rows(["a", "b", "c"]))
+
+
+def test_the_token_cache_knows_the_encoders_own_limit(tmp_path):
+    texts = ["a long text of many letters"]
+    short, long = tiny(max_length=8), tiny(max_length=64)
+    assert [len(tokenize(texts, encoder, 32, tmp_path)[0]) for encoder in (short, long)] == [
+        8,
+        len(long.tokenize(texts, 32)[0]),
+    ]
+
+
+def test_a_split_of_a_saved_data_set(tmp_path):
+    rows = {"anchor": ["a"], "positive": ["b"]}
+    both = datasets.DatasetDict(
+        {
+            "train": datasets.Dataset.from_dict(rows),
+            "other": datasets.Dataset.from_dict({"anchor": ["x"], "positive": ["y"]}),
+        }
+    )
+    both.save_to_disk(tmp_path / "both")
+    assert Table(f"{tmp_path}/both:other", PAIR).load().train.anchor == ["x"]

@@ -128,6 +128,21 @@ def test_a_killed_run_resumes_to_the_same_numbers(pairs, tmp_path, accumulate):
         resume(str(folder))
 
 
+def test_resume_refuses_other_data_and_other_settings(pairs, tmp_path):
+    folder = killed(overrides(pairs, tmp_path / "cut", "trainer.max_steps=40"), tmp_path / "cut", 4)
+    done = command("train", f"resume={folder}", "optim.lr=1", check=False)
+    assert done.returncode == 2 and "leave out optim.lr=1" in done.stderr
+    pairs.write_text(pairs.read_text().replace("number", "figure"))
+    done = command("train", f"resume={folder}", check=False)
+    assert done.returncode == 2 and "the data is not what this run was trained on" in done.stderr
+
+
+def test_a_run_that_is_being_worked_on_is_left_alone(finished):
+    other = Run(finished.folder)
+    with finished.lock(), pytest.raises(UsageError, match="another process"), other.lock():
+        pass
+
+
 def test_two_runs_in_one_second_have_two_folders(tmp_path):
     folders = {Run.create(tmp_path, "s1").folder for _ in range(5)}
     assert len(folders) == 5 and all(f.is_dir() for f in folders)
@@ -141,12 +156,17 @@ def test_training_that_hurts_is_seen(pairs, tmp_path):
     assert metrics["test/pairs/mrr@10"] == metrics["before/pairs/mrr@10"] != metrics["last/pairs/mrr@10"]
 
 
-def test_init_starts_from_a_run(finished, pairs, tmp_path):
-    config = composed(*overrides(pairs, tmp_path, f"init={finished.folder}", "trainer.max_steps=1"))
-    from unitsphere.training.run import build_embedder
-
-    for a, b in zip(build_embedder(config).parameters(), artefact.load(finished.folder).parameters(), strict=True):
-        assert torch.equal(a, b)
+def test_init_keeps_pooling_projection_and_prompts(pairs, tmp_path):
+    """What is saved is what was scored, though the new run's configuration says mean pooling without prompts."""
+    options = ["pooling=cls_mlp", "embedder.projection_dim=9", "embedder.prompts.query='ask: '", "trainer.max_steps=1"]
+    first = run_here(pairs, tmp_path, *options)
+    second = run_here(
+        pairs, tmp_path, f"init={first.folder}", "trainer.max_steps=2", "optim.lr=0", "encoder.dropout=0.3"
+    )
+    a, b = artefact.load(first.folder), artefact.load(second.folder)
+    assert a.protocol() == b.protocol() and b.dim == 9 and b.prompts["query"] == "ask: "
+    assert a.encode(["x y"], "query") == pytest.approx(b.encode(["x y"], "query"), abs=1e-6)
+    assert second.metrics["before/pairs/mrr@10"] == first.metrics["test/pairs/mrr@10"]
 
 
 def test_a_failed_run_says_so(pairs, tmp_path):

@@ -10,18 +10,20 @@ Code: https://github.com/huggingface/sentence-transformers (the layout of its fo
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from huggingface_hub import snapshot_download
+from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unitsphere import paths
 from unitsphere.build import build
 from unitsphere.embedder import Embedder
-from unitsphere.encoders.transformer import transformer
+from unitsphere.encoders.transformer import TransformerEncoder, transformer
 from unitsphere.errors import UsageError
 from unitsphere.pooling.cls import CLSMLPPooling
 
@@ -42,12 +44,23 @@ POOLINGS = {
 }
 
 
-def save(embedder: Embedder, nodes: dict[str, Any], folder: Path) -> None:
+def assemble(encoder: TransformerEncoder, pooling: Mapping[str, Any], embedder: Mapping[str, Any]) -> Embedder:
+    """Build an embedder from the resolved config nodes of its parts, which it remembers for saving."""
+    built: Embedder = build(embedder, encoder=encoder, pooling=build(pooling, dim=encoder.dim))
+    built.nodes = {"pooling": plain(pooling), "embedder": plain(embedder)}
+    return built
+
+
+def plain(node: Mapping[str, Any]) -> Any:
+    """A config node as Python objects."""
+    return OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)
+
+
+def save(embedder: Embedder, folder: Path) -> None:
     """Write the model; the folder appears whole or not at all.
 
     Args:
-        embedder: What to save.
-        nodes: The resolved config nodes `pooling` and `embedder` it was built from.
+        embedder: Made by `assemble`.
         folder: Replaced where it exists.
     """
     work = folder.with_name(folder.name + ".writing")
@@ -57,29 +70,35 @@ def save(embedder: Embedder, nodes: dict[str, Any], folder: Path) -> None:
     head = _head(embedder)
     if head:
         save_file(head, work / "head.safetensors")
-    keep = {"pooling": nodes["pooling"], "embedder": nodes["embedder"], "max_length": embedder.encoder.max_length}
+    keep = {**embedder.nodes, "max_length": embedder.encoder.max_length}
     OmegaConf.save(OmegaConf.create(keep), work / "unitsphere.yaml")
     _write_sentence_transformers(embedder, work)
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
 
 
-def load(path: str | Path) -> Embedder:
-    """Load a run's model, a model folder of ours, a sentence-transformers folder, or any transformers model (which is
-    then mean-pooled and normalised).
+def load(path: str | Path, **options: Any) -> Embedder:
+    """Load a run's model, a model folder of ours, a sentence-transformers folder or hub model, or any transformers
+    model (which is then mean-pooled and normalised).
+
+    Args:
+        path: A run folder, a model folder or a hub id.
+        options: For the encoder, as for `transformer` (dropout, attention, …).
 
     Raises:
         UsageError: Nothing loadable is at `path`, or it has modules that have no counterpart here.
     """
-    folder = paths.model(path)
+    folder = paths.model(path) or _hub_settings(str(path))
+    saved: dict[str, Any] = {}
     if folder is not None and (folder / "unitsphere.yaml").exists():
-        saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "unitsphere.yaml"))
-    else:
-        saved = _read_sentence_transformers(folder) if folder is not None and (folder / "modules.json").exists() else {}
-    encoder = transformer(str(path), max_length=saved.get("max_length"))
-    pooling = build(saved.get("pooling") or {"_target_": POOLINGS["mean",]}, dim=encoder.dim)
+        saved = plain(OmegaConf.load(folder / "unitsphere.yaml"))  # type: ignore[arg-type]
+    elif folder is not None and (folder / "modules.json").exists():
+        saved = _read_sentence_transformers(folder)
+    options["max_length"] = options.get("max_length") or saved.get("max_length")
     node = saved.get("embedder") or {"_target_": "unitsphere.embedder.Embedder"}
-    embedder: Embedder = build(node, encoder=encoder, pooling=pooling)
+    embedder = assemble(
+        transformer(str(path), **options), saved.get("pooling") or {"_target_": POOLINGS["mean",]}, node
+    )
     head = saved.get("head", {})
     if folder is not None and (folder / "head.safetensors").exists():
         head = load_file(folder / "head.safetensors")
@@ -88,6 +107,14 @@ def load(path: str | Path) -> Embedder:
         raise UsageError(f"{folder}: head.safetensors does not fit unitsphere.yaml; unmatched: {sorted(missing)}")
     embedder.load_state_dict(head, strict=False)
     return embedder.eval()
+
+
+def _hub_settings(name: str) -> Path | None:
+    """A hub model's pooling, prompts and length, without its encoder; None where no hub has it."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.yaml", "*_Dense/*", "head.safetensors"]))
+    except (OSError, ValueError):
+        return None
 
 
 def _head(embedder: Embedder) -> dict[str, Tensor]:
@@ -169,6 +196,9 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
             node["normalize"] = True
         elif kind != "Transformer":
             raise UsageError(f"{folder}/modules.json: {module['type']} has no counterpart here.")
+    length = folder / "sentence_bert_config.json"
+    if length.exists():
+        saved["max_length"] = json.loads(length.read_text()).get("max_seq_length")
     settings = folder / "config_sentence_transformers.json"
     if settings.exists():
         prompts = json.loads(settings.read_text()).get("prompts") or {}

@@ -42,6 +42,7 @@ class Embedder(nn.Module):
         self.normalize = normalize
         self.prompts = dict(prompts or {})
         self.dim = projection_dim or pooling.dim
+        self.nodes: dict[str, Any] = {}  # the config nodes it was built from (see artefact.py)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Padded tokens (B, T) to vectors (B, dim)."""

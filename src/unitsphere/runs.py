@@ -12,11 +12,13 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere import paths
@@ -77,9 +79,9 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        """run.json; the status of a run whose process is gone reads `killed`."""
+        """run.json; the status of a run that no process works on any more reads `killed`."""
         info: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        if info["status"] == "running" and info["host"] == socket.gethostname() and not _alive(info["pid"]):
+        if info["status"] == "running" and not self._held():
             info["status"] = "killed"
         return info
 
@@ -88,6 +90,29 @@ class Run:
         """metrics.json; empty where nothing was scored yet."""
         file = self.folder / "metrics.json"
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder while working in it; the system lets go of it however this process ends.
+
+        Raises:
+            UsageError: Another process holds it.
+        """
+        if not self.writes:
+            yield
+            return
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise UsageError(f"{self.folder}: another process is working on this run.") from None
+
+    def _held(self) -> bool:
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                return False
+        except Timeout:
+            return True
 
     def note(self, **values: Any) -> None:
         """Set keys of run.json."""
@@ -143,16 +168,6 @@ def provenance() -> dict[str, Any]:
         "versions": {name: _version(name) for name in LIBRARIES},
         "git": _git(),
     }
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _version(name: str) -> str | None:

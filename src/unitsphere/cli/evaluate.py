@@ -31,6 +31,8 @@ def job(config: DictConfig) -> None:
     config = hydra_app.resolved(config)
     if (config.model is None) == ("encoder" not in config):
         raise UsageError("give one of model=… (a run, a folder, a hub id) and encoder=… (an option)")
+    if config.model is not None and "pooling" in config:
+        raise UsageError("pooling= is for encoder=…; a model brings its own")
     if config.split not in ("dev", "test"):
         raise UsageError(f"split={config.split}: dev or test would fit.")
     if config.threads == "auto":
@@ -41,8 +43,8 @@ def job(config: DictConfig) -> None:
     if config.model is not None:
         embedder = artefact.load(config.model)
     else:
-        encoder = build(config.encoder)
-        embedder = build(config.embedder, encoder=encoder, pooling=build(config.pooling, dim=encoder.dim))
+        pooling = config.get("pooling") or {"_target_": artefact.POOLINGS["mean",]}
+        embedder = artefact.assemble(build(config.encoder), pooling, config.embedder)
     embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     name = Path(config.model).name if config.model is not None else config.encoder._target_.rsplit(".", 1)[-1]
     run = Run.create(Path(config.outputs) / "evaluations" / name, stamped("eval"))

@@ -37,6 +37,7 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
         return
     # With full errors Hydra lets exceptions through, and they are turned into messages here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.path.append(str(Path.cwd()))  # where a person's own `_target_: mine.MyLoss` is
     # Lightning starts further ranks by this file's name.
     sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *arguments]
 

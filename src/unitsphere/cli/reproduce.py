@@ -52,15 +52,15 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
         raise UsageError(
             f"{original.folder}: it was bounded by trainer.max_time, so its number of steps is an accident."
         )
+    if config.trainer.devices != 1:
+        raise UsageError(f"{original.folder}: it ran on {config.trainer.devices} devices; only one is reproduced here.")
     from rich.table import Table
 
     from unitsphere.report import table
     from unitsphere.training.run import train
 
-    again = Run.create(Path(outputs or original.folder.parents[1]) / config.name, stamped(f"s{config.seed}"))
-    again.note(
-        status="created", name=config.name, host=None, pid=0, reproduces=str(original.folder), choices=was["choices"]
-    )
+    again = Run.create(Path(outputs or original.folder.resolve().parents[1]) / config.name, stamped(f"s{config.seed}"))
+    again.note(status="created", name=config.name, reproduces=str(original.folder), choices=was["choices"])
     for file in ("config.yaml", "overrides.yaml"):
         (again.folder / file).write_bytes((original.folder / file).read_bytes())
     now_metrics, was_metrics = train(config, again), original.metrics
@@ -73,7 +73,7 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
     differing = 0
     for name in sorted(was_metrics.keys() | now_metrics.keys()):
         saved, now = was_metrics.get(name), now_metrics.get(name)
-        agrees = saved is not None and now is not None and abs(saved - now) <= allowed
+        agrees = saved is not None and now is not None and (saved == now or abs(saved - now) <= allowed)
         differing += not agrees
         difference = "-" if saved is None or now is None else f"{now - saved:+.2e}"
         shown.add_row(
@@ -86,6 +86,8 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
     table.show(shown)
     for name, (before, after) in changed.items():
         table.show(f"changed: {name}: {before} -> {after}")
+    if any((info["git"] or {}).get("dirty") for info in (was, again.info)):
+        table.show("note: there were uncommitted changes in the code of one of the two")
     demanded = "to the last digit" if exact else f"within {allowed}"
     table.show(f"{len(now_metrics)} numbers, {differing} differ ({demanded} demanded); {again.folder}")
     return differing == 0

@@ -27,10 +27,15 @@ def job(config: DictConfig) -> float:
     run = joined()
     if run is not None:
         return go(run)
-    if config.resume is not None:
-        return resume(config.resume)
     hydra = HydraConfig.get()
+    if config.resume is not None:
+        others = [typed for typed in hydra.overrides.task if not typed.startswith("resume=")]
+        if others:
+            raise UsageError(f"resume= goes on exactly as the run began; leave out {' '.join(others)}")
+        return resume(config.resume)
     sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
+    if sweep is not None and config.trainer.devices != 1:
+        raise UsageError("-m runs its cells in one process, so each has one device: leave out trainer.devices")
     run = start(hydra_app.resolved(config), list(hydra.overrides.task), dict(hydra.runtime.choices), sweep)
     return go(run)
 
@@ -47,15 +52,24 @@ def start(config: DictConfig, overrides: list[str], choices: dict[str, str], swe
     from unitsphere.training.trainer import make_concrete
 
     make_concrete(config)
+    _make_absolute(config)
     if sweep is not None:
         run = Run.create(sweep, cell(config))
     else:
         run = Run.create(Path(config.outputs) / config.name, stamped(f"s{config.seed}"))
     chosen = {group: option for group, option in choices.items() if "/" not in group}
-    run.note(status="created", name=config.name, host=None, pid=0, choices=chosen, sweep=str(sweep) if sweep else None)
+    run.note(status="created", name=config.name, choices=chosen, sweep=str(sweep) if sweep else None)
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
     return run
+
+
+def _make_absolute(config: DictConfig) -> None:
+    """Local paths as absolute ones, so that the saved configuration works from any folder."""
+    for key in ("data.path", "data.dev_path", "data.test_path", "encoder.path", "init"):
+        value = OmegaConf.select(config, key)
+        if value is not None and Path(value).expanduser().exists():
+            OmegaConf.update(config, key, str(Path(value).expanduser().resolve()))
 
 
 def joined() -> Run | None:

@@ -3,20 +3,19 @@
 Paper: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unitsphere.data.rows import Data, Rows, Splits
 from unitsphere.errors import UsageError
-from unitsphere.formats.beir import find, read_qrels, read_texts, retrieval_set
+from unitsphere.formats.beir import find, judgments, read_texts, retrieval_set
 
 
 class Beir(Data):
     """Training pairs are (query, relevant document) of the train judgments; dev and test search the whole corpus.
 
-    Where there is no dev judgment file, dev is the train queries with sha256(id) mod 10 = 0, and train loses them.
+    Where there is no dev judgment file, a tenth of the train queries is dev (see `formats.beir.judgments`).
 
     Args:
         path: The folder, or the name of one inside `UNITSPHERE_DATA`.
@@ -36,17 +35,17 @@ class Beir(Data):
         if path is None:
             raise UsageError("data.path is not set: a folder in BEIR's layout, e.g. data.path=scifact")
         super().__init__(name or Path(path).name, columns, batch_size, max_length, eval_max_length)
+        wrong = [source for source in columns.values() if source not in ("query", "document")]
+        if wrong:
+            raise UsageError(f"data.columns: judgments have no column {wrong[0]!r}; query and document fit.")
         self.folder = find(path)
 
     def load(self) -> Splits:
         corpus, queries = read_texts(self.folder, "corpus"), read_texts(self.folder, "queries")
-        train, dev, test = (read_qrels(self.folder, split) for split in ("train", "dev", "test"))
-        if train is None:
+        qrels = judgments(self.folder)
+        if qrels["train"] is None:
             raise UsageError(f"{self.folder}/qrels/train.tsv is missing; to score only, use eval.retrieval.path.")
-        if dev is None:
-            dev = {q: grades for q, grades in train.items() if _held_out(q)}
-            train = {q: grades for q, grades in train.items() if not _held_out(q)}
-        asked = retrieval_set(self.name, corpus, queries, train)
+        asked = retrieval_set(self.name, corpus, queries, qrels["train"])
         pairs = [
             {"query": asked.queries[q], "document": corpus[d]}
             for q, grades in asked.qrels.items()
@@ -55,12 +54,8 @@ class Beir(Data):
         ]
         columns: dict[str, Any] = {c: [pair[source] for pair in pairs] for c, source in self.columns.items()}
         rows = Rows(**columns)
-        dev_set, test_set = (
-            retrieval_set(self.name, corpus, queries, qrels, self.eval_max_length) if qrels else None
-            for qrels in (dev, test)
+        dev, test = (
+            retrieval_set(self.name, corpus, queries, asked, self.eval_max_length) if asked else None
+            for asked in (qrels["dev"], qrels["test"])
         )
-        return Splits(rows, dev_set, test_set)
-
-
-def _held_out(query_id: str) -> bool:
-    return int(hashlib.sha256(query_id.encode()).hexdigest(), 16) % 10 == 0
+        return Splits(rows, dev, test)

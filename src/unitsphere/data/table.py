@@ -45,6 +45,8 @@ class Table(Data):
             raise UsageError("data.path is not set: a file, a dataset folder or a hub id, e.g. data.path=pairs.jsonl")
         if on_bad_row not in ("stop", "skip"):
             raise UsageError(f"data.on_bad_row={on_bad_row}: stop or skip would fit.")
+        if "positive" not in columns and (dev_path or test_path):
+            raise UsageError("data.dev_path and data.test_path need a positive column: texts alone have no queries.")
         self.path, self.dev_path, self.test_path = path, dev_path, test_path
         self.held_out = held_out
         self.on_bad_row = on_bad_row

@@ -33,6 +33,7 @@ def tokenize(texts: Sequence[str], encoder: Any, max_length: int, cache: Path) -
 
     The cache's key covers the texts, the tokeniser and the length; the file is written whole or not at all.
     """
+    max_length = min(max_length, encoder.max_length)
     key = fingerprint([_identity(encoder.tokenizer), str(max_length), *texts])[:24]
     file = cache / "tokens" / f"{key}.npy"
     if not file.exists():

@@ -73,7 +73,7 @@ def transformer(
     Args:
         path: A model folder, a run folder of ours (its `model/`), or a hub id.
         dropout: Sets every dropout probability of the model's configuration, in [0, 1); None keeps them.
-        max_length: In tokens; None takes the model's own limit.
+        max_length: In tokens, never over the model's limit; None takes what sentence-transformers would, else that.
         attention: transformers' attention implementation (`sdpa`, `eager`, `flash_attention_2`); None chooses.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         trust_remote_code: Run code that comes with the model. Off, and best left off.
@@ -99,7 +99,8 @@ def transformer(
         raise UsageError(_why(path, folder, error)) from error
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    return TransformerEncoder(model, tokenizer, max_length or _limit(folder, config, tokenizer))
+    limit = _limit(config, tokenizer)
+    return TransformerEncoder(model, tokenizer, min(max_length or _customary(folder) or limit, limit))
 
 
 def _why(path: str, folder: Path | None, error: Exception) -> str:
@@ -120,15 +121,18 @@ def _set_dropout(config: Any, p: float) -> None:
             setattr(config, name, p)
 
 
-def _limit(folder: Path | None, config: Any, tokenizer: Any) -> int:
-    """The smallest of: what sentence-transformers would cut to, the tokenizer's limit, the number of positions."""
+def _limit(config: Any, tokenizer: Any) -> int:
+    """The longest input that the model can read."""
     limits = [tokenizer.model_max_length, 32768]
     positions = getattr(config, "max_position_embeddings", None)
     if positions and positions > 0:
         # RoBERTa and its kin count positions from the padding index + 1.
         offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
         limits.append(positions - offset)
-    settings = folder / "sentence_bert_config.json" if folder else None
-    if settings and settings.exists():
-        limits.append(json.loads(settings.read_text()).get("max_seq_length") or 32768)
     return int(min(limits))
+
+
+def _customary(folder: Path | None) -> int | None:
+    """The length to which sentence-transformers would cut, where the folder says one."""
+    settings = folder / "sentence_bert_config.json" if folder else None
+    return json.loads(settings.read_text()).get("max_seq_length") if settings and settings.exists() else None

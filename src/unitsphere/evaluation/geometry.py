@@ -12,8 +12,6 @@ import numpy as np
 from unitsphere.evaluation.retrieval import own_or_path, unit
 from unitsphere.types import Embed, Result, RetrievalSet
 
-COLLAPSED_COSINE = 0.95
-
 
 class Geometry:
     """Alignment, uniformity, effective rank and mean cosine of a retrieval set's vectors.
@@ -50,7 +48,7 @@ class Geometry:
             "geometry/mean_cosine": mean_cosine(everything),
         }
         stamp = {"kind": "geometry", "set": self.set.name, "pairs": len(pairs), "max_length": self.set.max_length}
-        return Result(metrics, "geometry/uniformity", {}, {"geometry": stamp})
+        return Result(metrics, "geometry/effective_rank", {}, {"geometry": stamp})
 
 
 def alignment(x: np.ndarray, y: np.ndarray) -> float:

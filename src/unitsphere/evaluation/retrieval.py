@@ -48,7 +48,6 @@ class Retrieval:
         self, split: str, own: RetrievalSet | None = None, path: str | None = None, max_length: int | None = None
     ):
         self.set = own_or_path(split, own, path, max_length)
-        self.split = split
 
     def __call__(self, embed: Embed) -> Result:
         name, queries, documents = self.set.name, list(self.set.queries), list(self.set.corpus)

@@ -3,6 +3,7 @@
 Paper: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663
 """
 
+import hashlib
 from pathlib import Path
 
 from unitsphere import paths
@@ -34,10 +35,24 @@ def read(path: str, split: str) -> RetrievalSet:
         UsageError: The folder or the split's judgments are missing, or a file is malformed.
     """
     folder = find(path)
-    qrels = read_qrels(folder, split)
+    qrels = judgments(folder)[split]
     if qrels is None:
         raise UsageError(f"{folder}/qrels/{split}.tsv is missing.")
     return retrieval_set(folder.name, read_texts(folder, "corpus"), read_texts(folder, "queries"), qrels)
+
+
+def judgments(folder: Path) -> dict[str, Qrels | None]:
+    """The judgments of train, dev and test; None where there are none.
+
+    Where there is no dev file, dev is the train queries with sha256(id) mod 10 = 0, and train loses them.
+    """
+    qrels = {split: read_qrels(folder, split) for split in ("train", "dev", "test")}
+    train = qrels["train"]
+    if qrels["dev"] is None and train is not None:
+        held = {q for q in train if int(hashlib.sha256(q.encode()).hexdigest(), 16) % 10 == 0}
+        qrels["dev"] = {q: grades for q, grades in train.items() if q in held} or None
+        qrels["train"] = {q: grades for q, grades in train.items() if q not in held}
+    return qrels
 
 
 def read_texts(folder: Path, kind: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ def records(path: str, header: bool = True) -> Iterator[tuple[int, dict[Any, Any
     """
     file = Path(path).expanduser()
     if not file.exists() or file.is_dir():
-        yield from _dataset(path, file)
+        yield from _dataset(path)
         return
     kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
     if kind not in SUFFIXES:
@@ -94,10 +94,11 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
         raise UsageError(f"{file}: not a readable parquet file ({error}).") from error
 
 
-def _dataset(path: str, folder: Path) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
+def _dataset(path: str) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
     import datasets
 
     name, _, split = path.partition(":")
+    folder = Path(name).expanduser()
     try:
         if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
             loaded = datasets.load_from_disk(str(folder))

@@ -16,7 +16,7 @@ class MaxPooling(Pooling):
     sentence_transformers = ("max",)
 
     def forward(self, states: TokenStates) -> Tensor:
-        return states.hidden.masked_fill(states.mask[..., None] == 0, float("-inf")).amax(dim=1)
+        return largest(states)
 
 
 class MeanMaxPooling(Pooling):
@@ -28,5 +28,9 @@ class MeanMaxPooling(Pooling):
         super().__init__(2 * dim)
 
     def forward(self, states: TokenStates) -> Tensor:
-        largest = states.hidden.masked_fill(states.mask[..., None] == 0, float("-inf")).amax(dim=1)
-        return torch.cat([largest, weighted(states.hidden, states.mask)], dim=-1)
+        return torch.cat([largest(states), weighted(states.hidden, states.mask)], dim=-1)
+
+
+def largest(states: TokenStates) -> Tensor:
+    """(B, D): max over each row's own tokens."""
+    return states.hidden.masked_fill(states.mask[..., None] == 0, float("-inf")).amax(dim=1)

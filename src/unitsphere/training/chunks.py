@@ -39,5 +39,8 @@ def embeddings(embedder: Embedder, batch: Batch, views: int, chunks: int, device
     z = encode(embedder, [*list(anchors) * views, *positives, *negatives], chunks, device)
     *seen, z_positive, z_negative = z.split(sizes)
     return Embeddings(
-        tuple(seen), z_positive if len(positives) else None, z_negative if len(negatives) else None, batch
+        anchors=tuple(seen),
+        positives=z_positive if "positive" in batch.tokens else None,
+        negatives=z_negative if "negative" in batch.tokens else None,
+        batch=batch,
     )

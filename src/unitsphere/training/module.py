@@ -22,20 +22,19 @@ class EmbeddingModule(pl.LightningModule):
         embedder: What is trained.
         loss: A `types.Loss`; its own parameters, if any, are trained too.
         optim: Called with this module and the number of steps; returns optimiser and scheduler.
-        chunks: Length-sorted passes in which a batch is encoded.
         dev: Evaluators of the dev split, which choose the checkpoint.
     """
 
-    def __init__(self, embedder: Embedder, loss: Loss, optim: Any, chunks: int, dev: Sequence[Evaluator]):
+    def __init__(self, embedder: Embedder, loss: Loss, optim: Any, dev: Sequence[Evaluator]):
         super().__init__()
         self.embedder = embedder
         self.loss: Any = loss
         self.optim = optim
-        self.chunks = chunks
         self.dev = dev
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        e = gather(embeddings(self.embedder, batch, self.loss.views, self.chunks, self.device))
+        trainer: Any = self.trainer
+        e = gather(embeddings(self.embedder, batch, self.loss.views, trainer.chunks, self.device))
         out = self.loss(e)
         with torch.no_grad():
             spread = mean_cosine(nn.functional.normalize(e.anchors[0].float(), dim=-1))

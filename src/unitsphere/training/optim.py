@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 from unitsphere.errors import UsageError
+
+SCHEDULES = ("linear", "cosine", "polynomial", "inverse_sqrt", "constant_with_warmup", "constant")
 
 
 class AdamW:
@@ -22,7 +24,7 @@ class AdamW:
         weight_decay: Of all matrices.
         betas: Decay rates of the two moments.
         eps: Added to the root of the second moment.
-        schedule: A transformers scheduler: linear, cosine, constant_with_warmup, ….
+        schedule: One of `SCHEDULES`, as transformers defines them.
         warmup: Share of all steps, in [0, 1), over which the rate rises from 0.
 
     Raises:
@@ -38,9 +40,8 @@ class AdamW:
         schedule: str = "linear",
         warmup: float = 0.0,
     ):
-        known = [kind.value for kind in SchedulerType]
-        if schedule not in known:
-            raise UsageError(f"optim.schedule={schedule}: {', '.join(known)} would fit.")
+        if schedule not in SCHEDULES:
+            raise UsageError(f"optim.schedule={schedule}: {', '.join(SCHEDULES)} would fit.")
         if not 0 <= warmup < 1:
             raise UsageError(f"optim.warmup={warmup}: a share of the steps in [0, 1) would fit.")
         self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps

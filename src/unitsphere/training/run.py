@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
 
 from unitsphere import artefact, paths
@@ -46,7 +47,8 @@ def train(config: DictConfig, run: Run) -> dict[str, float]:
     began = time.monotonic()
     run.note(**provenance(), status="running", seed=config.seed, threads=config.trainer.threads)
     try:
-        metrics = _train(config, run)
+        with run.lock():
+            metrics = _train(config, run)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
         run.note(status=status, error=f"{type(error).__name__}: {error}")
@@ -58,15 +60,14 @@ def train(config: DictConfig, run: Run) -> dict[str, float]:
 def _train(config: DictConfig, run: Run) -> dict[str, float]:
     check_needs(config)
     pl.seed_everything(config.seed, verbose=False)
-    data = build(config.data)
-    run.note(data={"name": data.name, **data.splits.provenance()})
+    optim, data = build(config.optim), build(config.data)
+    checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
+    read = {"name": data.name, **data.splits.provenance()}
+    if checkpoint is not None and run.info["data"] != read:
+        raise UsageError(f"{run.folder}: the data is not what this run was trained on; it cannot be resumed.")
+    run.note(data=read)
     dev, test = (build_evaluators(config.eval, split, getattr(data.splits, split)) for split in ("dev", "test"))
-    trainer = build(
-        config.trainer,
-        default_root_dir=str(run.folder),
-        logger=[build(node, save_dir=str(run.folder)) for node in config.logger.values()],
-        callbacks=[build(node) for node in config.callbacks.values()],
-    )
+    trainer = _build_trainer(config, run)
     embedder = build_embedder(config)
     loss = build(config.loss)
     batches = Batches(
@@ -84,7 +85,6 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
         parameters=sum(p.numel() for p in embedder.parameters()),
         embedder=embedder.protocol(),
     )
-    checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
     if run.writes:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint else {"global_step": -1}
         curves.cut(run.folder / "metrics.csv", state["global_step"])
@@ -93,13 +93,15 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config))
     torch.manual_seed(config.seed + trainer.global_rank)  # each rank has its own dropout
-    module = EmbeddingModule(embedder, loss, build(config.optim), config.trainer.chunks, dev)
+    module = EmbeddingModule(embedder, loss, optim, dev)
+    device = next(embedder.parameters()).device
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if not run.writes:
         return {}
 
+    embedder.to(device)  # Lightning leaves it on the CPU
     selection = trainer.checkpoint_callback
     run.note(
         steps=trainer.global_step, best_step=selection.best_step, selected=selection.selected, looks=selection.looks
@@ -109,9 +111,7 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     if selection.best_step != trainer.global_step:
         _score(run, "last", test, embedder)
         embedder.load_state_dict(load_file(run.folder / BEST))
-    artefact.save(
-        embedder, {k: OmegaConf.to_container(config[k]) for k in ("pooling", "embedder")}, run.folder / "model"
-    )
+    artefact.save(embedder, run.folder / "model")
     result = _score(run, "test", test, embedder)
     run.note(protocol=result.protocol, primary=result.primary)
     if selection.best_step == trainer.global_step:
@@ -125,7 +125,10 @@ def check_needs(config: DictConfig) -> None:
     Raises:
         UsageError: It names the data options that would fit.
     """
-    loss: Any = get_class(config.loss._target_)
+    try:
+        loss: Any = get_class(config.loss._target_)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"loss._target_={config.loss._target_}: {error}") from error
     needs = loss.needs
     lacking = [column for column in needs if column not in config.data.columns]
     if lacking:
@@ -154,14 +157,28 @@ def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Eva
 
 def build_embedder(config: DictConfig) -> Embedder:
     """The embedder that the configuration describes, or, with `init`, a run's or folder's with its pooling, projection
-    and prompts."""
+    and prompts; then only the encoder's dropout, attention and checkpointing are the configuration's."""
     if config.init is not None:
-        embedder: Embedder = artefact.load(config.init)
+        settings = ("dropout", "attention", "gradient_checkpointing")
+        embedder = artefact.load(config.init, **{k: v for k, v in config.encoder.items() if k in settings})
     else:
-        encoder = build(config.encoder)
-        embedder = build(config.embedder, encoder=encoder, pooling=build(config.pooling, dim=encoder.dim))
+        embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder)
     gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
     return embedder.to("cuda" if gpu else "cpu").train()
+
+
+def _build_trainer(config: DictConfig, run: Run) -> Any:
+    """Lightning's trainer with the configured loggers and callbacks.
+
+    Raises:
+        UsageError: Lightning refuses a setting.
+    """
+    loggers = [build(node, save_dir=str(run.folder)) for node in config.logger.values()]
+    callbacks = [build(node) for node in config.callbacks.values()]
+    try:
+        return build(config.trainer, default_root_dir=str(run.folder), logger=loggers, callbacks=callbacks)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UsageError(f"trainer: {error}") from error
 
 
 def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder) -> Result:

@@ -1,5 +1,6 @@
 """Score on dev, keep the best weights (those before training are a candidate), and save what resuming needs."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,13 @@ class Selection(Checkpoint):
         self._last_seen = 0
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        self._interval = (
-            max(1, round(self.every * trainer.estimated_stepping_batches)) if self.every < 1 else self.every
-        )
+        steps = trainer.estimated_stepping_batches  # infinite where only time bounds the run
+        share = float("inf") if math.isinf(steps) else max(1, round(self.every * steps))
+        self._interval = share if self.every < 1 else self.every
         if self._rng is not None:
             torch.set_rng_state(self._rng["cpu"])
-            if self._rng["cuda"]:
-                torch.cuda.set_rng_state_all(self._rng["cuda"])
+            if "cuda" in self._rng:
+                torch.cuda.set_rng_state(self._rng["cuda"])
         elif trainer.global_step == 0:
             self._look(trainer, module)
 
@@ -67,11 +68,16 @@ class Selection(Checkpoint):
         self.looks, self.best_step, self.selected = state["looks"], state["best_step"], state["selected"]
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        checkpoint["rng"] = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        mine = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            mine["cuda"] = torch.cuda.get_rng_state()
+        states: list[Any] = [mine] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, mine)
+        checkpoint["rng"] = states  # one a rank
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        self._rng = checkpoint["rng"]
+        self._rng = checkpoint["rng"][trainer.global_rank]
         self._last_seen = checkpoint["global_step"]
 
     def _look(self, trainer: pl.Trainer, module: Any) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 class Trainer(pl.Trainer):
     """Args:
     threads: CPU threads of one process. Numbers are equal to the last digit only under an equal count.
-    chunks: Length-sorted passes in which a batch is encoded (see training/chunks.py); the module reads it.
+    chunks: Length-sorted passes in which a batch is encoded (see training/chunks.py); `training/module.py` reads it.
     kwargs: As for `pytorch_lightning.Trainer`.
     """
 
