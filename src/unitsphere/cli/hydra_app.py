@@ -38,7 +38,8 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
     # With full errors Hydra lets exceptions through, and they are turned into messages here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     sys.path.append(str(Path.cwd()))  # where a person's own `_target_: mine.MyLoss` is
-    # Lightning starts further ranks by this file's name.
+    # Lightning starts further ranks by this file's name, and must not do it by the module's, which would lose the verb.
+    sys.modules["__main__"].__spec__ = None
     sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *arguments]
 
     def guarded(config: DictConfig) -> Any:
