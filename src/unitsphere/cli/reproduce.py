@@ -15,7 +15,7 @@ On the same processor, versions and threads the numbers must be equal to the las
 tolerance (of a raw value: 0.001 is 0.1 points). Exit status 0: reproduced; 1: not; 2: bad usage.
 
   unitsphere reproduce outputs/simcse-mean/s1_20261124-212000
-  unitsphere reproduce outputs/simcse-mean/s1_20261124-212000 outputs=/tmp/again tolerance=0.005
+  unitsphere reproduce outputs/simcse-mean/s1_20261124-212000 outputs=again tolerance=0.005
 """
 
 
