@@ -11,8 +11,8 @@ from unitsphere.encoders.tiny import tiny
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
 from unitsphere.pooling.mean import MeanPooling
-from unitsphere.training.chunks import embeddings, encode
-from unitsphere.types import Batch
+from unitsphere.training.chunks import LengthSorted, embeddings
+from unitsphere.types import Batch, Text
 
 CPU = torch.device("cpu")
 
@@ -20,22 +20,27 @@ CPU = torch.device("cpu")
 def made(n=9):
     generator = np.random.default_rng(0)
     tokens = {
-        c: [generator.integers(5, 60, size=generator.integers(2, 40)) for _ in range(n)] for c in ("anchor", "positive")
+        c: [Text(generator.integers(5, 60, size=generator.integers(2, 40))) for _ in range(n)]
+        for c in ("anchor", "positive")
     }
-    tokens["negative"] = [generator.integers(5, 60, size=k) for k in (3, 30, 12)]
+    tokens["negative"] = [Text(generator.integers(5, 60, size=k)) for k in (3, 30, 12)]
     ids = {c: torch.arange(len(t)) + 100 * i for i, (c, t) in enumerate(tokens.items())}
     return Batch(tokens, ids, torch.tensor([0, 0, 5]), torch.arange(n))
 
 
+def passes(model, chunks=1, cache_rows=None):
+    return LengthSorted(model.encoder.pad, chunks, cache_rows, CPU)
+
+
 @pytest.mark.parametrize("loss", [InfoNCE(), SimCSE()])
-@pytest.mark.parametrize("chunks", [2, 4, 100])
-def test_chunks_change_nothing(chunks, loss):
+@pytest.mark.parametrize(("chunks", "cache_rows"), [(2, None), (4, None), (100, None), (1, 5)])
+def test_chunks_change_nothing(chunks, cache_rows, loss):
     encoder = tiny(dropout=0.0)
     whole = Embedder(encoder, MeanPooling(encoder.dim)).train()
     cut = copy.deepcopy(whole)
     outs = []
-    for model, count in ((whole, 1), (cut, chunks)):
-        e = embeddings(model, made(), loss.views, count, CPU)
+    for model, how in ((whole, passes(whole)), (cut, passes(cut, chunks, cache_rows))):
+        e = embeddings(model, made(), loss.views, how)
         total = loss(e).total
         total.backward()
         outs.append(
@@ -53,14 +58,14 @@ def test_chunks_change_nothing(chunks, loss):
 def test_the_two_views_of_an_anchor_have_their_own_dropout():
     encoder = tiny(dropout=0.1)
     model = Embedder(encoder, MeanPooling(encoder.dim)).train()
-    first, second = embeddings(model, made(), 2, 1, CPU).anchors
+    first, second = embeddings(model, made(), 2, passes(model)).anchors
     assert (first - second).abs().amax(dim=1).min() > 1e-4
     model.eval()
-    first, second = embeddings(model, made(), 2, 1, CPU).anchors
+    first, second = embeddings(model, made(), 2, passes(model)).anchors
     torch.testing.assert_close(first, second)
 
 
 def test_vectors_come_back_in_the_order_given(embedder):
     sequences = made().tokens["anchor"]
-    alone = torch.cat([encode(embedder, [s], 1, CPU) for s in sequences])
-    torch.testing.assert_close(encode(embedder, sequences, 4, CPU), alone, atol=1e-5, rtol=0)
+    alone = torch.cat([passes(embedder)([s], embedder) for s in sequences])
+    torch.testing.assert_close(passes(embedder, 4)(sequences, embedder), alone, atol=1e-5, rtol=0)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import pytorch_lightning as pl
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from conftest import command, composed
 from unitsphere import paths
@@ -17,21 +17,32 @@ OPTIONS = sorted(f for f in paths.conf().rglob("*.yaml") if f.parent != paths.co
 GIVEN_BY_CODE = {
     "pooling": {"dim"}, "embedder": {"encoder", "pooling"}, "logger": {"save_dir"}, "eval": {"split", "own"},
 }  # fmt: skip
+PATH = "loss.teacher.path=x"
+MUST_BE_GIVEN = {
+    "loss/distil_mse": [PATH], "loss/distil_cosine": [PATH], "loss/distil_relational": [PATH], "loss/margin_mse": [PATH],
+    "loss/distil_multilingual": [PATH], "loss/distil_features": ["loss.terms.features.teacher.path=x"],
+}  # fmt: skip
 GROUPS = {f.parent.name for f in OPTIONS}
 
 
 def nodes(config):
-    """The nodes of a composed config that name a target, with their group."""
+    """The nodes of a composed config that name a target, at any depth, with their group."""
+
+    def below(group, node):
+        if isinstance(node, DictConfig):
+            if "_target_" in node:
+                yield group, node
+            for key, child in node.items():
+                yield from below(f"{group}.{key}" if "_target_" in node else group, child)
+
     for group in GROUPS & set(config):
-        node = config[group]
-        for each in [node] if "_target_" in node else node.values():
-            yield group, each
+        yield from below(group, config[group])
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_an_option_composes_and_fits_its_signature(option):
     group = option.parent.name
-    config = composed(f"{group}={option.stem}")
+    config = composed(f"{group}={option.stem}", *MUST_BE_GIVEN.get(f"{group}/{option.stem}", ()))
     assert first_comment(option)
     for of, node in nodes(config):
         target = get_object(node._target_)
@@ -42,6 +53,8 @@ def test_an_option_composes_and_fits_its_signature(option):
             parameters = inspect.signature(pl.Trainer).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         assert takes_any or keys <= set(parameters), f"{node._target_}: {keys - set(parameters)}"
+        if node.get("_partial_"):
+            keys |= set(parameters)
         required = {n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
         assert required <= keys, f"{node._target_}: {required - keys} missing"
 
@@ -94,9 +107,8 @@ def test_somebody_elses_loss_needs_no_change_here(tmp_path, pairs):
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "mine.yaml").write_text("_target_: mine.Mine\nscale: 3.0\n")
     (tmp_path / "mine.py").write_text(
-        "import torch\nfrom unitsphere.types import LossOutput\n"
-        "class Mine(torch.nn.Module):\n"
-        "    needs, views = ('anchor', 'positive'), 1\n"
+        "from unitsphere.losses.base import Loss\nfrom unitsphere.types import LossOutput\n"
+        "class Mine(Loss):\n"
         "    def __init__(self, scale):\n        super().__init__()\n        self.scale = scale\n"
         "    def forward(self, e):\n        return LossOutput(self.scale * (e.anchors[0] - e.positives).square().mean())\n"
     )

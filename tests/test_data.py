@@ -13,7 +13,9 @@ from unitsphere.data.batches import Batches
 from unitsphere.data.beir import Beir
 from unitsphere.data.docstrings import Docstrings
 from unitsphere.data.harvest import docstrings
-from unitsphere.data.rows import Rows
+from unitsphere.data.mixture import Mixture
+from unitsphere.data.rows import COLUMNS, Rows
+from unitsphere.data.samplers import ClassBalanced, Shuffled, TaskHomogeneous
 from unitsphere.data.table import Table
 from unitsphere.data.tokens import tokenize
 from unitsphere.encoders.tiny import tiny
@@ -188,8 +190,10 @@ def test_docstrings_of_this_machine_are_split_by_package():
 
 
 def batches(tmp_path, rows, **kwargs):
-    options = {"batch_size": 4, "max_length": 16, "seed": 1, "prompts": {}} | kwargs
-    return Batches(rows, tiny(), cache=tmp_path, **options)
+    options = {
+        "columns": COLUMNS, "sampler": Shuffled(), "batch_size": 4, "max_length": 16, "seed": 1, "prompts": {},
+    } | kwargs  # fmt: skip
+    return Batches(rows, encoder=tiny(), cache=tmp_path, **options)
 
 
 def test_batches_cover_an_epoch_in_an_order_of_the_seed(tmp_path):
@@ -243,7 +247,9 @@ def test_a_batch_holds_what_its_rows_hold(tmp_path):
     encoder = tiny()
     for column, prompt in (("anchor", "ask: "), ("positive", "")):
         texts = [prompt + getattr(rows, column)[i] for i in order]
-        assert [t.tolist() for t in batch.tokens[column]] == [t.tolist() for t in encoder.tokenize(texts, 16)]
+        assert [t.ids.tolist() for t in batch.tokens[column]] == [t.tolist() for t in encoder.tokenize(texts, 16)]
+        assert {t.prompt for t in batch.tokens[column]} == {encoder.prompt_length(prompt)}
+        assert list(batch.texts[column]) == [getattr(rows, column)[i] for i in order]
     owners = [at for at, i in enumerate(order) for _ in rows.negative[i]]
     assert batch.negative_rows.tolist() == owners and len(batch.tokens["negative"]) == 4
     ids = dict(zip(order, batch.text_ids["anchor"].tolist(), strict=True))
@@ -286,3 +292,99 @@ def test_a_split_of_a_saved_data_set(tmp_path):
     )
     both.save_to_disk(tmp_path / "both")
     assert Table(f"{tmp_path}/both:other", PAIR).load().train.anchor == ["x"]
+
+
+def test_columns_that_no_loss_reads_are_not_tokenised(tmp_path):
+    rows = Rows([f"a{i}" for i in range(8)], [f"p{i}" for i in range(8)], [[f"n{i}"] for i in range(8)])
+    batch = next(iter(batches(tmp_path, rows, columns={"anchor"})))
+    assert set(batch.tokens) == set(batch.text_ids) == {"anchor"} and not len(batch.negative_rows)
+
+
+def test_an_instruction_stands_before_its_text(tmp_path):
+    rows = Rows(
+        anchor=["a", "b"],
+        positive=["p", "q"],
+        negative=[["n"], ["m", "o"]],
+        anchor_instruction=["find: ", "name: "],
+        positive_instruction=["is: ", ""],
+    )
+    batch, encoder = next(iter(batches(tmp_path, rows, batch_size=2, prompts={"query": "unused "}))), tiny()
+    for at, row in enumerate(batch.row_ids.tolist()):
+        before, after = rows.anchor_instruction[row], rows.positive_instruction[row]
+        text = batch.tokens["anchor"][at]
+        assert text.ids.tolist() == encoder.tokenize([before + rows.anchor[row]])[0].tolist()
+        assert text.prompt == len(encoder.tokenize([before])[0]) - 1
+        own = [
+            t for t, owner in zip(batch.tokens["negative"], batch.negative_rows.tolist(), strict=True) if owner == at
+        ]
+        wanted = encoder.tokenize([after + n for n in rows.negative[row]])
+        assert [t.ids.tolist() for t in own] == [w.tolist() for w in wanted]
+
+
+def test_instruction_records_and_scaled_scores_are_read(tmp_path):
+    file = tmp_path / "records.jsonl"
+    file.write_text(json.dumps({"i": "Find it.", "q": "a", "p": "b", "s": 4}) + "\n")
+    columns = {"anchor": "q", "positive": "p", "anchor_instruction": "i", "score": "s"}
+    data = Table(str(file), columns, max_score=5.0, instruction_format="Instruct: {}\n")
+    assert data.splits.train.anchor_instruction == ["Instruct: Find it.\n"]
+    assert data.splits.train.score == [0.8] and data.splits.dev is None
+
+
+def labelled(n=40, classes=5):
+    return Rows([f"text {i}" for i in range(n)], label=[str(i % classes) for i in range(n)])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_class_balanced_batches():
+    rows = labelled()
+    order = ClassBalanced(per_class=4)(rows, 12, generator())
+    for batch in order.tolist():
+        counts = pd.Series([rows.label[i] for i in batch]).value_counts()
+        assert len(counts) == 3 and set(counts) == {4}
+    assert len(set(order.ravel().tolist())) == order.size and len(order) >= 2
+    assert (order == ClassBalanced(per_class=4)(rows, 12, generator())).all()
+    assert (order != ClassBalanced(per_class=4)(rows, 12, generator(1))).any()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "rows", "text"),
+    [
+        (ClassBalanced(4), Rows(["a"] * 8), "label column"),
+        (ClassBalanced(3), labelled(), "no multiple"),
+        (ClassBalanced(4), labelled(classes=20), "needs 2"),
+        (TaskHomogeneous(), Rows(["a"] * 8), "data=mixture"),
+        (TaskHomogeneous(), Rows(["a"] * 12, task=["x"] * 9 + ["y"] * 3), "'y' does not fill"),
+    ],
+)
+def test_a_sampler_says_what_it_lacks(sampler, rows, text):
+    with pytest.raises(UsageError, match=text):
+        sampler(rows, 8, generator())
+
+
+@pytest.mark.parametrize(("temperature", "share"), [(1.0, 0.8), (1e6, 0.5)])
+def test_batches_of_one_task_in_the_shares_of_the_temperature(temperature, share):
+    rows = Rows(["a"] * 5000, task=["big"] * 4000 + ["small"] * 1000)
+    order = TaskHomogeneous(temperature)(rows, 4, generator())
+    tasks = [{rows.task[i] for i in batch} for batch in order.tolist()]
+    assert all(len(task) == 1 for task in tasks) and len(tasks) == 1250
+    assert sum(task == {"big"} for task in tasks) / len(tasks) == pytest.approx(share, abs=0.05)
+
+
+def test_a_mixture_keeps_tasks_instructions_and_the_first_ones_queries(tmp_path):
+    sources = {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        rows = [{"anchor": f"{name} {i}", "positive": f"{name} p{i}"} for i in range(40)]
+        sources[name] = Table(str(written(tmp_path / name, "jsonl", rows)), PAIR)
+    data = Mixture(sources, PAIR, instructions={"two": {"anchor": "query: "}})
+    rows = data.splits.train
+    assert data.splits.dev is sources["one"].splits.dev
+    for i in range(len(rows)):
+        assert rows.anchor[i].startswith(rows.task[i])
+        assert rows.anchor_instruction[i] == ("query: " if rows.task[i] == "two" else "")
+        assert rows.positive_instruction[i] == ""
+    with pytest.raises(UsageError, match="no source 'three'"):
+        Mixture(sources, PAIR, instructions={"three": {}})

@@ -6,7 +6,7 @@ from pathlib import Path
 import unitsphere
 
 ROOT = Path(unitsphere.__file__).parent
-LEAVES = {"types", "errors", "paths"}
+LEAVES = {"types", "errors", "paths", "ranks"}
 ALLOWED = {
     "encoders": LEAVES,
     "pooling": LEAVES,

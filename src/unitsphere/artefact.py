@@ -65,7 +65,7 @@ def save(embedder: Embedder, folder: Path) -> None:
     """
     work = folder.with_name(folder.name + ".writing")
     shutil.rmtree(work, ignore_errors=True)
-    embedder.encoder.model.save_pretrained(work)
+    embedder.encoder.exported().save_pretrained(work)
     embedder.encoder.tokenizer.save_pretrained(work)
     head = _head(embedder)
     if head:
@@ -140,7 +140,8 @@ def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
             )
 
     width = embedder.encoder.dim
-    add("Pooling", {"word_embedding_dimension": width} | {flag: mode in modes for mode, flag in FLAGS.items()})
+    flags = {flag: mode in modes for mode, flag in FLAGS.items()}
+    add("Pooling", {"word_embedding_dimension": width, "include_prompt": embedder.pool_prompt} | flags)
     if isinstance(pooling, CLSMLPPooling) and not pooling.train_only:
         dense = {"in_features": width, "out_features": width, "bias": True}
         weights = {"linear.weight": pooling.dense.weight, "linear.bias": pooling.dense.bias}
@@ -182,6 +183,7 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
                     f"{place}/config.json: pooling {modes} has no counterpart here; known: {list(POOLINGS)}"
                 )
             saved["pooling"] = {"_target_": POOLINGS[modes]}
+            node["pool_prompt"] = config.get("include_prompt", True)
         elif kind == "Dense" and "Identity" in config["activation_function"] and not config["bias"]:
             node["projection_dim"] = config["out_features"]
             head["projection.weight"] = _dense(place)["linear.weight"]

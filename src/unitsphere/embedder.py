@@ -4,6 +4,7 @@ Code: the module order and the prompts follow https://github.com/huggingface/sen
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.pooling.base import Pooling
-from unitsphere.types import Tokens
+from unitsphere.types import Text, Tokens
 
 
 class Embedder(nn.Module):
@@ -24,7 +25,8 @@ class Embedder(nn.Module):
         pooling: Token states to one vector.
         projection_dim: Width of a linear map (no bias) after pooling; None leaves it out.
         normalize: Divide each vector by its L2 norm, so that dot product and cosine are the same.
-        prompts: Role ("query", "document") -> text put before every text of that role.
+        prompts: Name -> text put before every text of that role ("query", "document") or of that name.
+        pool_prompt: Whether the pooling reads the prompt's tokens; the encoder always does. INSTRUCTOR leaves them out.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Embedder(nn.Module):
         projection_dim: int | None = None,
         normalize: bool = True,
         prompts: Mapping[str, str] | None = None,
+        pool_prompt: bool = True,
     ):
         super().__init__()
         self.encoder = encoder
@@ -41,12 +44,18 @@ class Embedder(nn.Module):
         self.projection = nn.Linear(pooling.dim, projection_dim, bias=False) if projection_dim else None
         self.normalize = normalize
         self.prompts = dict(prompts or {})
+        self.pool_prompt = pool_prompt
         self.dim = projection_dim or pooling.dim
         self.nodes: dict[str, Any] = {}  # the config nodes it was built from (see artefact.py)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Padded tokens (B, T) to vectors (B, dim)."""
-        z = self.pooling(self.encoder(tokens, layers=self.pooling.needs_layers))
+        states = self.encoder(tokens, layers=self.pooling.needs_layers)
+        if not self.pool_prompt:
+            last = tokens.mask.sum(dim=1) - 1  # a text that its prompt crowds out keeps its last token
+            beyond = torch.arange(tokens.ids.shape[1], device=tokens.ids.device) >= tokens.prompt.minimum(last)[:, None]
+            states = replace(states, mask=states.mask * beyond)
+        z = self.pooling(states)
         if self.projection is not None:
             z = self.projection(z)
         return F.normalize(z.float(), dim=-1) if self.normalize else z
@@ -64,8 +73,8 @@ class Embedder(nn.Module):
 
         Args:
             texts: Any number of texts; equal texts are computed once.
-            role: "query" or "document": selects the prompt.
-            prompt: Used instead of the role's prompt.
+            role: A name in `prompts`, e.g. "query" or "document": selects the prompt.
+            prompt: Used instead of a named prompt.
             max_length: In tokens; None is the encoder's limit.
             batch_tokens: Padded tokens a forward pass.
 
@@ -75,17 +84,18 @@ class Embedder(nn.Module):
         if prompt is None:
             prompt = self.prompts.get(role or "", "")
         unique = list(dict.fromkeys(texts))
-        sequences = self.encoder.tokenize([prompt + text for text in unique], max_length)
-        order = sorted(range(len(unique)), key=lambda i: -len(sequences[i]))
+        length = self.encoder.prompt_length(prompt)
+        read = [Text(ids, length) for ids in self.encoder.tokenize([prompt + text for text in unique], max_length)]
+        order = sorted(range(len(unique)), key=lambda i: -len(read[i].ids))
         out = np.empty((len(unique), self.dim), dtype=np.float32)
         device = next(self.parameters()).device
         was_training = self.training
         self.eval()
         start = 0
         while start < len(order):
-            rows = order[start : start + max(1, batch_tokens // len(sequences[order[start]]))]
-            tokens = self.encoder.pad([sequences[i] for i in rows])
-            vectors = self(Tokens(tokens.ids.to(device), tokens.mask.to(device)))
+            rows = order[start : start + max(1, batch_tokens // len(read[order[start]].ids))]
+            tokens = self.encoder.pad([read[i] for i in rows])
+            vectors = self(Tokens(*(x.to(device) for x in (tokens.ids, tokens.mask, tokens.prompt))))
             out[rows] = vectors.float().cpu().numpy()
             start += len(rows)
         self.train(was_training)
@@ -102,6 +112,7 @@ class Embedder(nn.Module):
             "pooling": type(self.pooling).__name__,
             "normalize": self.normalize,
             "prompts": self.prompts,
+            "pool_prompt": self.pool_prompt,
             "max_length": self.encoder.max_length,
             "precision": str(next(self.parameters()).dtype).removeprefix("torch."),
         }

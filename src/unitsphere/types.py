@@ -3,7 +3,7 @@
 Frozen dataclasses without logic, and Protocols. B is a number of texts, T of tokens, D a width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -14,11 +14,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Text:
+    """One tokenised text, special tokens included, and how many of its first tokens are its prompt's."""
+
+    ids: np.ndarray
+    prompt: int = 0
+
+
+@dataclass(frozen=True)
 class Tokens:
-    """Padded token ids (B, T) and their mask (B, T), 1 where there is a token."""
+    """Padded token ids (B, T), their mask (B, T), 1 where there is a token, and the number (B) of leading tokens that
+    are each row's prompt."""
 
     ids: Tensor
     mask: Tensor
+    prompt: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,14 +47,16 @@ class Batch:
 
     A row has one anchor, at most one positive and any number of negatives; the M negatives of all rows stand in one
     list, and `negative_rows` (M) says whose each is. Texts are numbered, so that equal texts have equal numbers.
+    Of several ranks, `tokens` and `texts` are this rank's rows; after gathering the rest is of all ranks.
     """
 
-    tokens: Mapping[str, Sequence[np.ndarray]]  # column -> one array of token ids a text
+    tokens: Mapping[str, Sequence[Text]]  # column -> its texts, N or, for "negative", M
     text_ids: Mapping[str, Tensor]  # column -> (N) or, for "negative", (M)
     negative_rows: Tensor
     row_ids: Tensor
     labels: Tensor | None = None
     scores: Tensor | None = None
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # without prompts
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`; token ids stay on the CPU until they are padded."""
@@ -56,14 +68,30 @@ class Batch:
         return replace(self, text_ids={k: v.to(device) for k, v in self.text_ids.items()}, **move)
 
 
+class Passes(Protocol):
+    """Runs a function over R texts, a padded chunk of texts at a time.
+
+    The function gets the `Tokens` of r texts and their r rows of every further tensor, and returns (r, …); what comes
+    out is (R, …) in the order given.
+    """
+
+    def __call__(self, texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Embeddings:
-    """What a loss reads: the vectors of a batch and the batch behind them."""
+    """What a loss reads: the vectors of a batch and the batch behind them; of several ranks, of all of them.
+
+    `mine` are this rank's rows; a loss that reads tokens or texts reads those rows, through `passes`.
+    """
 
     anchors: tuple[Tensor, ...]  # one (N, D) for each view
     positives: Tensor | None  # (N, D)
     negatives: Tensor | None  # (M, D)
     batch: Batch
+    mine: slice = field(default_factory=lambda: slice(None))
+    my_negatives: slice = field(default_factory=lambda: slice(None))
+    passes: Passes | None = None
 
 
 @dataclass(frozen=True)
@@ -123,11 +151,18 @@ class Pooler(Protocol):
 
 
 class Loss(Protocol):
-    """Arithmetic on the vectors of a batch. `needs` names the columns it reads; `views` says how often an anchor
-    passes the encoder."""
+    """Arithmetic on the vectors of a batch.
+
+    `needs` names the columns it reads, `optional` those it reads where the data has them; `views` says how often an
+    anchor passes the encoder. `attach` is called once, before training, with the embedder: there it loads or makes
+    the networks of its own, which the constructor does not.
+    """
 
     needs: tuple[str, ...]
+    optional: tuple[str, ...]
     views: int
+
+    def attach(self, embedder: Any) -> None: ...
 
     def __call__(self, embeddings: Embeddings) -> LossOutput: ...
 

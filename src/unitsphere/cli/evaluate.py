@@ -40,6 +40,8 @@ def job(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     own = _own(config)
     evaluators = build_evaluators(config.eval, config.split, own)
+    if not evaluators:
+        raise UsageError("eval is empty: choose what to score, e.g. eval=retrieval or eval=[sts,retrieval]")
     if config.model is not None:
         embedder = artefact.load(config.model)
     else:

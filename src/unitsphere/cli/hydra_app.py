@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from unitsphere import paths
 from unitsphere.cli.help import page
@@ -52,7 +53,7 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
 
     try:
         hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name=root)(guarded)()
-    except (HydraException, OmegaConfBaseException, UsageError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, UsageError) as error:
         fail(error)
 
 

@@ -102,9 +102,11 @@ def go(run: Run) -> float:
     if not run.writes:
         return float("nan")
     info = run.info
-    table.show(table.before_after(metrics, info["best_step"], info["steps"]))
+    if metrics:
+        table.show(table.before_after(metrics, info["best_step"], info["steps"]))
     table.show(f"{run.folder}  ({info['wall_seconds']:.0f} s, {info['peak_memory_gib']} GiB)")
-    return float(info["selected"]["value"])
+    chosen_by = info["selected"]["value"]
+    return float("nan") if chosen_by is None else float(chosen_by)
 
 
 if __name__ == "__main__":

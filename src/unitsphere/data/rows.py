@@ -10,7 +10,7 @@ from typing import Any
 from unitsphere.errors import UsageError
 from unitsphere.types import RetrievalSet
 
-COLUMNS = ("anchor", "positive", "negative", "label", "score")
+COLUMNS = ("anchor", "positive", "negative", "label", "score", "anchor_instruction", "positive_instruction", "task")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,9 @@ class Rows:
     negative: Sequence[Sequence[str]] | None = None  # any number a row
     label: Sequence[str] | None = None
     score: Sequence[float] | None = None
+    anchor_instruction: Sequence[str] | None = None  # put before the anchor instead of the prompt of its role
+    positive_instruction: Sequence[str] | None = None  # likewise before positive and negatives
+    task: Sequence[str] | None = None  # the data set of a mixture that the row is from
 
     def __len__(self) -> int:
         return len(self.anchor)
@@ -74,7 +77,8 @@ class Data(ABC):
 
     Args:
         name: The task's name in metric keys.
-        columns: Column that a loss reads (`anchor`, `positive`, `negative`, `label`, `score`) -> column of the source.
+        columns: Column that a loss reads (`anchor`, `positive`, `negative`, `label`, `score`), or an instruction
+            (`anchor_instruction`, `positive_instruction`) -> column of the source.
         batch_size: Rows a step, over all ranks together.
         max_length: Tokens kept of a text in training.
         eval_max_length: Tokens kept where this data's own queries are scored; None is the encoder's limit.
@@ -91,9 +95,11 @@ class Data(ABC):
         max_length: int = 64,
         eval_max_length: int | None = None,
     ):
-        unknown = set(columns) - set(COLUMNS)
+        unknown = set(columns) - set(COLUMNS[:-1])
         if unknown or "anchor" not in columns:
-            raise UsageError(f"data.columns={dict(columns)}: keys are out of {', '.join(COLUMNS)}; anchor is needed.")
+            raise UsageError(
+                f"data.columns={dict(columns)}: keys are out of {', '.join(COLUMNS[:-1])}; anchor is needed."
+            )
         if batch_size < 2:
             raise UsageError(f"data.batch_size={batch_size}: a contrastive batch has 2 rows or more.")
         self.name = name

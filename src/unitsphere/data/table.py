@@ -1,4 +1,5 @@
-"""The user's own data: texts, pairs or triplets in one file or data set. Which of the three, `columns` says."""
+"""The user's own data in one file or data set: texts, pairs, triplets, scored pairs, labelled texts. Which, `columns`
+says."""
 
 import hashlib
 from collections import Counter
@@ -13,8 +14,9 @@ from unitsphere.formats.records import BadRow, records
 class Table(Data):
     """Rows of a file, folder or hub data set.
 
-    Where there are positives and no files for dev and test, a tenth of the anchors (at most `held_out`) becomes each:
-    the anchors whose SHA-256 is smallest, with all their rows, so that the same text is held out in every run.
+    Where there are positives without scores and no files for dev and test, a tenth of the anchors (at most
+    `held_out`) becomes each: the anchors whose SHA-256 is smallest, with all their rows, so that the same text is
+    held out in every run.
 
     Args:
         path: See `formats.records.records`.
@@ -24,6 +26,8 @@ class Table(Data):
         test_path: Rows that report.
         held_out: The most anchors that dev and test each take from the training file.
         on_bad_row: "stop" at the first bad row, or "skip" and count it.
+        max_score: Scores are divided by it, 5 for STS; None leaves them.
+        instruction_format: How an instruction stands before its text: `{}` is the instruction.
         name, batch_size, max_length, eval_max_length: As for every data set.
     """
 
@@ -39,6 +43,8 @@ class Table(Data):
         batch_size: int = 64,
         max_length: int = 64,
         eval_max_length: int | None = None,
+        max_score: float | None = None,
+        instruction_format: str = "{} ",
     ):
         super().__init__(name, columns, batch_size, max_length, eval_max_length)
         if path is None:
@@ -50,10 +56,11 @@ class Table(Data):
         self.path, self.dev_path, self.test_path = path, dev_path, test_path
         self.held_out = held_out
         self.on_bad_row = on_bad_row
+        self.max_score, self.instruction_format = max_score, instruction_format
 
     def load(self) -> Splits:
         rows, skipped = self._read(self.path)
-        if rows.positive is None:
+        if rows.positive is None or rows.score is not None:  # scored pairs may not fit each other at all
             return Splits(rows, None, None, skipped)
         share = {"dev": self.dev_path, "test": self.test_path}
         held = {}
@@ -89,12 +96,17 @@ class Table(Data):
                 bad[path] += 1
                 continue
             for column, value in values.items():
-                taken[column].append(value)
+                taken[column].append(self._scaled(column, value))
         if not taken["anchor"]:
             raise UsageError(
                 f"{path}: no usable row" + (f", {bad[path]} bad rows skipped." if bad else "; it is empty.")
             )
         return Rows(**taken), bad[path]
+
+    def _scaled(self, column: str, value: Any) -> Any:
+        if column == "score" and self.max_score is not None:
+            return value / self.max_score
+        return self.instruction_format.format(value) if column.endswith("_instruction") else value
 
 
 def _take(record: Mapping[Any, Any], source: Any, column: str) -> Any:

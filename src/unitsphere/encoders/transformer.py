@@ -5,18 +5,20 @@ Code: https://github.com/huggingface/transformers
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import processors
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from unitsphere import paths
+from unitsphere.encoders.lora import add_lora, merged
 from unitsphere.errors import UsageError
-from unitsphere.types import Tokens, TokenStates
+from unitsphere.types import Text, Tokens, TokenStates
 
 
 class TransformerEncoder(nn.Module):
@@ -37,6 +39,9 @@ class TransformerEncoder(nn.Module):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self.pad_id: int = tokenizer.pad_token_id or 0
+        self.source: str | None = None  # what the weights were read from
+        # The model inside its language-model head, where a loss trains one; in a tuple, so that it is no submodule.
+        self.language_model: tuple[Any, ...] = ()
 
     def forward(self, tokens: Tokens, layers: bool = False) -> TokenStates:
         out = self.model(input_ids=tokens.ids, attention_mask=tokens.mask, output_hidden_states=layers)
@@ -48,15 +53,27 @@ class TransformerEncoder(nn.Module):
         ids = self.tokenizer(list(texts), truncation=True, max_length=limit, return_attention_mask=False)["input_ids"]
         return [np.asarray(i or [self.pad_id], dtype=np.int32) for i in ids]
 
-    def pad(self, sequences: Sequence[np.ndarray]) -> Tokens:
-        """Right-pad to the longest of the sequences. Right, because a causal model then sees what it saw alone."""
-        lengths = torch.tensor([len(s) for s in sequences])
+    def prompt_length(self, prompt: str) -> int:
+        """The number of leading tokens, special ones included, that a prompt takes; counted as sentence-transformers
+        does, which tokenises the prompt alone."""
+        if not prompt:
+            return 0
+        ids = self.tokenizer(prompt, return_attention_mask=False)["input_ids"]
+        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
+
+    def pad(self, texts: Sequence[Text]) -> Tokens:
+        """Right-pad to the longest of the texts. Right, because a causal model then sees what it saw alone."""
+        lengths = torch.tensor([len(text.ids) for text in texts])
         width = int(lengths.max())
-        ids = np.full((len(sequences), width), self.pad_id, dtype=np.int64)
-        for row, sequence in zip(ids, sequences, strict=True):
-            row[: len(sequence)] = sequence
+        ids = np.full((len(texts), width), self.pad_id, dtype=np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text.ids)] = text.ids
         mask = torch.arange(width) < lengths[:, None]  # (1, T) < (B, 1)
-        return Tokens(torch.from_numpy(ids), mask.long())
+        return Tokens(torch.from_numpy(ids), mask.long(), torch.tensor([text.prompt for text in texts]))
+
+    def exported(self) -> Any:
+        """What is saved: with a language-model head where one was trained, LoRA merged into the weights."""
+        return merged(self.language_model[0] if self.language_model else self.model)
 
 
 def transformer(
@@ -67,6 +84,10 @@ def transformer(
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     revision: str | None = None,
+    layers: Sequence[int] | None = None,
+    bidirectional: bool = False,
+    append_eos: bool = False,
+    lora: Mapping[str, Any] | None = None,
 ) -> TransformerEncoder:
     """Load an encoder.
 
@@ -78,9 +99,15 @@ def transformer(
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         trust_remote_code: Run code that comes with the model. Off, and best left off.
         revision: Branch, tag or commit on a hub.
+        layers: Keep these transformer layers, counted from 0, in this order: a cut of the model, as a student.
+        bidirectional: Let every token of a decoder see every other (BehnamGhader et al. 2024, LLM2Vec,
+            https://arxiv.org/abs/2404.05961). Saved with the model.
+        append_eos: End every text with the end-of-text token, which last-token pooling then reads. Saved with the
+            tokenizer.
+        lora: Freeze the model and train low-rank matrices instead (see `lora.add_lora`): `{r: 8, alpha: 16, …}`.
 
     Raises:
-        UsageError: Nothing loadable is at `path`.
+        UsageError: Nothing loadable is at `path`, or it has no such layers.
     """
     folder = paths.model(path)
     source = str(folder or path)
@@ -90,6 +117,8 @@ def transformer(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         if dropout is not None:
             _set_dropout(config, dropout)
+        if bidirectional:
+            config.is_causal = False
         extra: dict[str, Any] = {"attn_implementation": attention} if attention else {}
         kind: Any = MODEL_MAPPING.get(type(config), AutoModel)
         if "add_pooling_layer" in inspect.signature(kind).parameters:
@@ -97,10 +126,18 @@ def transformer(
         model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32, **options, **extra)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(_why(path, folder, error)) from error
+    if layers is not None:
+        _keep_layers(model, layers)
+    if append_eos:
+        _append_eos(tokenizer)
+    if lora is not None:
+        add_lora(model, **lora)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
     limit = _limit(config, tokenizer)
-    return TransformerEncoder(model, tokenizer, min(max_length or _customary(folder) or limit, limit))
+    encoder = TransformerEncoder(model, tokenizer, min(max_length or _customary(folder) or limit, limit))
+    encoder.source = source
+    return encoder
 
 
 def _why(path: str, folder: Path | None, error: Exception) -> str:
@@ -119,6 +156,39 @@ def _set_dropout(config: Any, p: float) -> None:
     for name, value in config.to_dict().items():
         if isinstance(value, float | int) and name.endswith(("dropout", "dropout_prob")) and "classifier" not in name:
             setattr(config, name, p)
+
+
+def layer_list(model: Any) -> tuple[Any, str]:
+    """Where a model keeps its transformer layers: the module and the attribute that holds the ModuleList."""
+    count = model.config.num_hidden_layers
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == count:
+                return module, name
+    raise UsageError(f"{type(model).__name__}: no list of {count} transformer layers was found in it.")
+
+
+def _keep_layers(model: Any, layers: Sequence[int]) -> None:
+    module, name = layer_list(model)
+    old, count = getattr(module, name), model.config.num_hidden_layers
+    if not layers or not all(0 <= i < count for i in layers):
+        raise UsageError(f"encoder.layers={list(layers)}: the model has layers 0 to {count - 1}.")
+    setattr(module, name, nn.ModuleList(old[i] for i in layers))
+    model.config.num_hidden_layers = len(layers)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in layers]
+
+
+def _append_eos(tokenizer: Any) -> None:
+    """Make the tokenizer itself end texts with its end-of-text token, so that whoever loads it does the same."""
+    eos, backend = tokenizer.eos_token, tokenizer.backend_tokenizer
+    if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
+        return
+    end = processors.TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B:1 {eos}:1", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    before = backend.post_processor
+    backend.post_processor = processors.Sequence([before, end]) if before is not None else end
 
 
 def _limit(config: Any, tokenizer: Any) -> int:

@@ -8,13 +8,12 @@ from unitsphere.types import Embed, Evaluator, Result
 
 
 def score(evaluators: Sequence[Evaluator], embed: Embed) -> Result:
-    """One result out of all; its primary metric is the first evaluator's. Texts they share are embedded once.
+    """One result out of all; its primary metric is the first evaluator's, or "" where there is none. Texts they share
+    are embedded once.
 
     Raises:
-        UsageError: There is no evaluator, or two report the same metric.
+        UsageError: Two report the same metric.
     """
-    if not evaluators:
-        raise UsageError("eval is empty: choose what to score, e.g. eval=retrieval or eval=[sts,retrieval]")
     cached = CachedEmbed(embed)
     results = [evaluator(cached) for evaluator in evaluators]
     names = [name for result in results for name in result.metrics]
@@ -23,7 +22,7 @@ def score(evaluators: Sequence[Evaluator], embed: Embed) -> Result:
         raise UsageError(f"eval: two evaluators report {', '.join(sorted(twice))}.")
     return Result(
         metrics={name: value for result in results for name, value in result.metrics.items()},
-        primary=results[0].primary,
+        primary=results[0].primary if results else "",
         items={task: table for result in results for task, table in result.items.items()},
         protocol={task: stamp for result in results for task, stamp in result.protocol.items()},
     )

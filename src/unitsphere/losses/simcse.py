@@ -5,13 +5,13 @@ Published: BERT-base 76.25 on the seven STS tasks (temperature 0.05, dropout 0.1
 """
 
 import torch
-from torch import nn
 
+from unitsphere.losses.base import Loss
 from unitsphere.losses.infonce import info_nce
 from unitsphere.types import Embeddings, LossOutput
 
 
-class SimCSE(nn.Module):
+class SimCSE(Loss):
     """-mean_i log( exp(cos(z_i, z'_i) / tau) / sum_j exp(cos(z_i, z'_j) / tau) ); z and z' are two dropout passes.
 
     Rows are the first view only: neither symmetric nor NT-Xent, as in the official code.
@@ -21,7 +21,7 @@ class SimCSE(nn.Module):
         mask_duplicates: Equal texts in a batch are not each other's negatives. The official code does not do this.
     """
 
-    needs: tuple[str, ...] = ("anchor",)
+    needs = ("anchor",)
     views = 2
 
     def __init__(self, temperature: float = 0.05, mask_duplicates: bool = True):

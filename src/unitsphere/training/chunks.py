@@ -1,46 +1,71 @@
-"""Encode a batch in length-sorted chunks, each padded to its own longest text: the same vectors with less padding."""
+"""Encode a batch in length-sorted chunks, each padded to its own longest text: the same vectors with less padding; and,
+recomputing each chunk in the backward pass, in memory that does not grow with the batch.
 
-from collections.abc import Sequence
+Papers: Gao et al. 2021, gradient cache, https://arxiv.org/abs/2101.06983; Chen et al. 2016, recomputation,
+https://arxiv.org/abs/1604.06174. The gradient cache *is* recomputation with a chunk as its unit: the forward pass keeps
+only a chunk's vectors, the loss sees all of them, and the backward pass goes through one chunk at a time, computed
+again under the random state that it had. So it holds for every loss, with dropout, mixed precision and several ranks.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from unitsphere.embedder import Embedder
-from unitsphere.types import Batch, Embeddings, Tokens
+from unitsphere.types import Batch, Embeddings, Text, Tokens
 
 
-def encode(embedder: Embedder, sequences: Sequence[np.ndarray], chunks: int, device: torch.device) -> Tensor:
-    """Token ids of R texts to vectors (R, dim), in the order given.
+class LengthSorted:
+    """Runs a function over texts in length-sorted chunks (see `types.Passes`).
 
     Args:
-        embedder: Maps padded tokens to vectors.
-        sequences: One array of token ids a text.
-        chunks: Forward passes; 1 pads all texts to the longest.
+        pad: Texts to padded `Tokens`.
+        chunks: Passes a batch; 1 pads all texts to the longest.
+        cache_rows: Texts a pass, each pass computed again in the backward pass; None keeps everything, in `chunks`
+            passes.
         device: Where the model is.
     """
-    order = np.argsort([len(s) for s in sequences], kind="stable")
-    parts = []
-    for rows in np.array_split(order, min(chunks, len(sequences))):
-        tokens = embedder.encoder.pad([sequences[i] for i in rows])
-        parts.append(embedder(Tokens(tokens.ids.to(device), tokens.mask.to(device))))
-    back = torch.from_numpy(np.argsort(order, kind="stable")).to(device)
-    return torch.cat(parts)[back]
+
+    def __init__(
+        self, pad: Callable[[Sequence[Text]], Tokens], chunks: int, cache_rows: int | None, device: torch.device
+    ):
+        self.pad, self.chunks, self.cache_rows, self.device = pad, chunks, cache_rows, device
+
+    def __call__(self, texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        order = np.argsort([len(text.ids) for text in texts], kind="stable")
+        count = self.chunks if self.cache_rows is None else -(-len(texts) // self.cache_rows)
+        parts = []
+        for chunk in np.array_split(order, min(count, len(texts))):
+            tokens = self.pad([texts[i] for i in chunk])
+            tokens = Tokens(*(x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)))
+            of_chunk = [x[torch.from_numpy(chunk).to(x.device)] for x in rows]
+            if self.cache_rows is None:
+                parts.append(function(tokens, *of_chunk))
+            else:
+                parts.append(checkpoint(function, tokens, *of_chunk, use_reentrant=False))
+        back = torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)
+        return torch.cat(parts)[back]
 
 
-def embeddings(embedder: Embedder, batch: Batch, views: int, chunks: int, device: torch.device) -> Embeddings:
+def embeddings(embedder: Embedder, batch: Batch, views: int, passes: LengthSorted) -> Embeddings:
     """Every text of a batch, anchors `views` times, through the encoder together.
 
-    The views of an anchor are rows of the same pass, so each has its own dropout mask.
+    The views of an anchor are rows of the same pass, so each has its own dropout mask. With 0 views nothing is encoded.
     """
+    if views == 0:
+        return Embeddings((), None, None, batch, passes=passes)
     anchors = batch.tokens["anchor"]
     positives, negatives = batch.tokens.get("positive", ()), batch.tokens.get("negative", ())
     sizes = [len(anchors)] * views + [len(positives), len(negatives)]
-    z = encode(embedder, [*list(anchors) * views, *positives, *negatives], chunks, device)
+    z = passes([*list(anchors) * views, *positives, *negatives], embedder)
     *seen, z_positive, z_negative = z.split(sizes)
     return Embeddings(
         anchors=tuple(seen),
         positives=z_positive if "positive" in batch.tokens else None,
         negatives=z_negative if "negative" in batch.tokens else None,
         batch=batch,
+        passes=passes,
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unitsphere.embedder import Embedder
 from unitsphere.evaluation.geometry import mean_cosine
 from unitsphere.evaluation.score import score
-from unitsphere.training.chunks import embeddings
+from unitsphere.training.chunks import LengthSorted, embeddings
 from unitsphere.training.gather import gather
 from unitsphere.types import Batch, Evaluator, Loss, Result
 
@@ -34,14 +34,16 @@ class EmbeddingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         trainer: Any = self.trainer
-        e = gather(embeddings(self.embedder, batch, self.loss.views, trainer.chunks, self.device))
+        passes = LengthSorted(self.embedder.encoder.pad, trainer.chunks, trainer.cache_rows, self.device)
+        e = gather(embeddings(self.embedder, batch, self.loss.views, passes))
         out = self.loss(e)
-        with torch.no_grad():
-            spread = mean_cosine(nn.functional.normalize(e.anchors[0].float(), dim=-1))
-        rows = len(e.anchors[0])
+        rows = len(e.batch.row_ids)
         self.log("step", float(self.global_step + 1))  # Lightning counts from 0, dev scores and checkpoints from 1
         self.log("train/loss", out.total, prog_bar=True, batch_size=rows)
-        self.log("train/mean_cosine", spread, batch_size=rows)
+        if e.anchors:
+            with torch.no_grad():
+                spread = mean_cosine(nn.functional.normalize(e.anchors[0].float(), dim=-1))
+            self.log("train/mean_cosine", spread, batch_size=rows)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=rows)
         for name, value in out.parts.items():
             self.log(f"train/{name}", value, batch_size=rows)

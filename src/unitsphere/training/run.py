@@ -8,12 +8,11 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
@@ -27,7 +26,8 @@ from unitsphere.evaluation.score import score
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
 from unitsphere.training.module import EmbeddingModule
-from unitsphere.types import Evaluator, Result
+from unitsphere.training.selection import LAST_STEP
+from unitsphere.types import Evaluator, Loss, Result
 
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.safetensors"
@@ -58,20 +58,23 @@ def train(config: DictConfig, run: Run) -> dict[str, float]:
 
 
 def _train(config: DictConfig, run: Run) -> dict[str, float]:
-    check_needs(config)
     pl.seed_everything(config.seed, verbose=False)
-    optim, data = build(config.optim), build(config.data)
+    loss, optim, sampler, data = (build(config[group]) for group in ("loss", "optim", "sampler", "data"))
+    check_needs(loss, config.data.columns)
     checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
     read = {"name": data.name, **data.splits.provenance()}
     if checkpoint is not None and run.info["data"] != read:
         raise UsageError(f"{run.folder}: the data is not what this run was trained on; it cannot be resumed.")
     run.note(data=read)
-    dev, test = (build_evaluators(config.eval, split, getattr(data.splits, split)) for split in ("dev", "test"))
+    dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
+    test = build_evaluators(config.eval, "test", data.splits.test)
     trainer = _build_trainer(config, run)
     embedder = build_embedder(config)
-    loss = build(config.loss)
+    loss.attach(embedder)
     batches = Batches(
         data.splits.train,
+        {*loss.needs, *loss.optional},
+        sampler,
         embedder.encoder,
         embedder.prompts,
         data.batch_size,
@@ -106,8 +109,9 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     run.note(
         steps=trainer.global_step, best_step=selection.best_step, selected=selection.selected, looks=selection.looks
     )
-    look = next(look for look in selection.looks if look["step"] == selection.best_step)
-    run.add_metrics({f"dev/{k}": v for k, v in look["metrics"].items()})
+    for look in selection.looks:
+        if look["step"] == selection.best_step:
+            run.add_metrics({f"dev/{k}": v for k, v in look["metrics"].items()})
     if selection.best_step != trainer.global_step:
         _score(run, "last", test, embedder)
         embedder.load_state_dict(load_file(run.folder / BEST))
@@ -119,18 +123,14 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     return run.metrics
 
 
-def check_needs(config: DictConfig) -> None:
+def check_needs(loss: Loss, columns: Collection[str]) -> None:
     """Fail before anything is loaded where the loss reads a column that the data does not have.
 
     Raises:
         UsageError: It names the data options that would fit.
     """
-    try:
-        loss: Any = get_class(config.loss._target_)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"loss._target_={config.loss._target_}: {error}") from error
     needs = loss.needs
-    lacking = [column for column in needs if column not in config.data.columns]
+    lacking = [column for column in needs if column not in columns]
     if lacking:
         fitting = [
             option.stem
@@ -139,7 +139,7 @@ def check_needs(config: DictConfig) -> None:
         ]
         raise UsageError(
             f"this loss reads {', '.join(needs)}, and the data has no {', '.join(lacking)} "
-            f"(it has {', '.join(config.data.columns)}). Data that would fit: data={'|'.join(fitting)}, "
+            f"(it has {', '.join(columns)}). Data that would fit: data={'|'.join(fitting)}, "
             f"or name the column: +data.columns.{lacking[0]}=…"
         )
 

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 from unitsphere.errors import UsageError
 
+LAST_STEP = "last"  # a `metric` that means: do not look at dev, take the last step
+
 
 class Selection(Checkpoint):
     """Writes `checkpoints/best.safetensors` (embedder weights) and `checkpoints/last.ckpt` (everything, for resuming).
@@ -18,7 +20,8 @@ class Selection(Checkpoint):
     Args:
         every: Optimiser steps between two looks at dev; below 1, a share of all steps (0.5: half way and at the end).
         save_every: Steps between two `last.ckpt`; one is written at every look at dev too.
-        metric: The dev metric to choose by, without `dev/`; None is the primary one of the first evaluator.
+        metric: The dev metric to choose by, without `dev/`; None is the primary one of the first evaluator; "last"
+            takes the last step without looking at dev.
         mode: "max" or "min".
     """
 
@@ -81,8 +84,13 @@ class Selection(Checkpoint):
         self._last_seen = checkpoint["global_step"]
 
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.metric == LAST_STEP:
+            self.best_step, self.selected = trainer.global_step, {"metric": LAST_STEP, "value": None}
+            return
         result = module.score_dev()
         metric = self.metric or result.primary
+        if not result.metrics:
+            raise UsageError("eval is empty, so dev cannot choose a checkpoint: name evaluators, or set select=last")
         if metric not in result.metrics:
             raise UsageError(f"select={metric}: dev has {', '.join(result.metrics)}")
         sign = 1 if self.mode == "max" else -1

@@ -7,17 +7,23 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
+from unitsphere.errors import UsageError
+
 
 class Trainer(pl.Trainer):
     """Args:
     threads: CPU threads of one process. Numbers are equal to the last digit only under an equal count.
     chunks: Length-sorted passes in which a batch is encoded (see training/chunks.py); `training/module.py` reads it.
+    cache_rows: The gradient cache: texts a pass, each computed again in the backward pass, so that the memory of a
+        step does not grow with the batch; about a third more time. None: `chunks` passes, kept in memory.
     kwargs: As for `pytorch_lightning.Trainer`.
     """
 
-    def __init__(self, threads: int, chunks: int, **kwargs: Any):
+    def __init__(self, threads: int, chunks: int, cache_rows: int | None = None, **kwargs: Any):
         torch.set_num_threads(threads)
-        self.chunks = chunks
+        if chunks < 1 or (cache_rows is not None and cache_rows < 1):
+            raise UsageError(f"trainer: chunks={chunks} and cache_rows={cache_rows} must be 1 or more (or null).")
+        self.chunks, self.cache_rows = chunks, cache_rows
         super().__init__(**kwargs)
 
 

@@ -1,0 +1,67 @@
+"""Several data sets as one, each with its own instruction: what instruction-tuned embedders are trained on.
+
+Papers: Su et al. 2023, INSTRUCTOR, https://arxiv.org/abs/2212.09741; Wang et al. 2022, E5, https://arxiv.org/abs/2212.03533.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from unitsphere.data.rows import COLUMNS, Data, Rows, Splits
+from unitsphere.errors import UsageError
+
+
+class Mixture(Data):
+    """The rows of all sources, with a column `task` that holds the source's name.
+
+    Dev and test are the first source's. A column that only some sources have is left out; batches of one task
+    (`sampler=task_homogeneous`) keep a task's negatives its own.
+
+    Args:
+        sources: Task -> data set; their batch size and lengths are not used.
+        instructions: Task -> {anchor: text put before its anchors, positive: before its positives and negatives}. A
+            task that is not named keeps its rows' own instructions, else it has none.
+        columns, name, batch_size, max_length, eval_max_length: As for every data set; `columns` says which are kept.
+
+    Raises:
+        UsageError: There are no sources, or an instruction names none of them.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Data],
+        columns: Mapping[str, Any],
+        instructions: Mapping[str, Mapping[str, str]] | None = None,
+        name: str = "mixture",
+        batch_size: int = 64,
+        max_length: int = 64,
+        eval_max_length: int | None = None,
+    ):
+        super().__init__(name, columns, batch_size, max_length, eval_max_length)
+        if not sources:
+            raise UsageError("data.sources is empty: name data sets, e.g. +data@data.sources.docs=docstrings")
+        self.sources, self.instructions = dict(sources), dict(instructions or {})
+        unknown = self.instructions.keys() - self.sources.keys()
+        if unknown:
+            raise UsageError(f"data.instructions: no source {sorted(unknown)[0]!r}; known: {', '.join(self.sources)}")
+
+    def load(self) -> Splits:
+        read = {task: source.splits for task, source in self.sources.items()}
+        rows = {task: self._instructed(task, splits.train) for task, splits in read.items()}
+        merged: dict[str, list[Any]] = {"task": [task for task, of_task in rows.items() for _ in range(len(of_task))]}
+        kept = [*self.columns, "anchor_instruction", "positive_instruction"]
+        for column in (c for c in COLUMNS if c in kept):
+            values = [getattr(of_task, column) for of_task in rows.values()]
+            if all(value is not None for value in values):
+                merged[column] = [item for value in values for item in value]
+        first = next(iter(read.values()))
+        return Splits(Rows(**merged), first.dev, first.test, sum(splits.skipped for splits in read.values()))
+
+    def _instructed(self, task: str, rows: Rows) -> Rows:
+        given = self.instructions.get(task, {})
+
+        def before(column: str) -> list[str]:
+            own = getattr(rows, f"{column}_instruction")
+            return [given[column]] * len(rows) if column in given else list(own or [""] * len(rows))
+
+        return replace(rows, anchor_instruction=before("anchor"), positive_instruction=before("positive"))

@@ -1,0 +1,48 @@
+"""AnglE's angle objective: halves of a vector are the real and imaginary part of a complex one, whose angle
+difference does not saturate where the cosine does.
+
+Paper: Li & Li 2023, https://arxiv.org/abs/2309.12871 (equations 5 to 8). Code read: SeanLee97/AnglE.
+Relations: sentence-transformers' AnglELoss is this term alone; the paper adds CoSENT and in-batch negatives
+(conf/loss/angle.yaml).
+"""
+
+from torch import Tensor
+
+from unitsphere.losses.base import Loss
+from unitsphere.losses.cosent import ranked
+from unitsphere.types import Embeddings, LossOutput
+
+
+def angle_similarity(x: Tensor, y: Tensor) -> Tensor:
+    """| sum of real and imaginary parts of (x / y) |y| / |x| |, for complex x, y of D / 2 numbers.
+
+    Args:
+        x: (N, D), D even.
+        y: (N, D).
+
+    Returns:
+        (N).
+    """
+    (a, b), (c, d) = x.float().chunk(2, dim=1), y.float().chunk(2, dim=1)
+    norms = x.float().norm(dim=1, keepdim=True) * y.float().norm(dim=1, keepdim=True)
+    # x / y = ((ac + bd) + (bc - ad) i) / |y|^2; times |y| / |x|.
+    return ((a * c + b * d + b * c - a * d) / norms).sum(dim=1).abs()
+
+
+class Angle(Loss):
+    """The ranking loss (cosent.py) of the angle similarities of scored pairs.
+
+    Args:
+        temperature: tau; 0.05 in the code of the paper and in sentence-transformers, 1 in the paper.
+    """
+
+    needs = ("anchor", "positive", "score")
+
+    def __init__(self, temperature: float = 0.05):
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, e: Embeddings) -> LossOutput:
+        assert e.positives is not None and e.batch.scores is not None
+        similarity = angle_similarity(e.anchors[0], e.positives)
+        return LossOutput(ranked(similarity, e.batch.scores, self.temperature))

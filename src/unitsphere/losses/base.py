@@ -1,0 +1,22 @@
+"""What every loss shares: which columns it reads, and when it makes the networks of its own."""
+
+from typing import Any
+
+from torch import nn
+
+
+class Loss(nn.Module):
+    """Base of the losses: `forward(Embeddings) -> LossOutput`.
+
+    Attributes:
+        needs: Columns that the data must have.
+        optional: Columns read where the data has them; others are neither tokenised nor encoded.
+        views: How often an anchor passes the encoder: 2 for SimCSE, 0 for a loss that reads tokens only.
+    """
+
+    needs: tuple[str, ...] = ("anchor", "positive")
+    optional: tuple[str, ...] = ()
+    views = 1
+
+    def attach(self, embedder: Any) -> None:
+        """Make or load what depends on the embedder (a discriminator, a projection) or is heavy (a teacher)."""

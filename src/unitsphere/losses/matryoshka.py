@@ -1,0 +1,57 @@
+"""Matryoshka representation learning: the first d numbers of a vector are a good vector, for every d of a list.
+
+Paper: Kusupati et al. 2022, https://arxiv.org/abs/2205.13147 (equation 1). Relations: wraps any loss that reads
+vectors; `eval=[retrieval,truncation]` scores cut vectors, before training (the plain-truncation control) and after.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from unitsphere.errors import UsageError
+from unitsphere.losses.base import Loss
+from unitsphere.types import Embeddings, LossOutput
+
+
+class Matryoshka(Loss):
+    """sum_d w_d L(z[:, :d]).
+
+    Args:
+        inner: L; it normalises the cut vectors itself, as the losses here do.
+        dims: The d; the embedder's full width is one of them in the paper.
+        weights: The w; 1 where not given.
+
+    Raises:
+        UsageError: No dims, a dim wider than the vectors, or weights that do not match.
+    """
+
+    def __init__(self, inner: Loss, dims: Sequence[int], weights: Sequence[float] | None = None):
+        super().__init__()
+        self.inner, self.dims, self.weights = inner, tuple(dims), tuple(weights or [1.0] * len(dims))
+        if not dims or min(dims) < 1 or len(self.weights) != len(self.dims):
+            raise UsageError(
+                f"loss.dims={list(dims)} loss.weights={weights}: positive widths, and one weight for each."
+            )
+        self.needs, self.optional, self.views = inner.needs, inner.optional, inner.views
+
+    def attach(self, embedder: Any) -> None:
+        if max(self.dims) > embedder.dim:
+            raise UsageError(f"loss.dims={list(self.dims)}: the vectors are {embedder.dim} wide.")
+        self.inner.attach(embedder)
+
+    def forward(self, e: Embeddings) -> LossOutput:
+        parts = {f"dim{d}": self.inner(cut(e, d)).total for d in self.dims}
+        total = sum(w * part for w, part in zip(self.weights, parts.values(), strict=True))
+        return LossOutput(total, parts)
+
+
+def cut(e: Embeddings, dim: int) -> Embeddings:
+    """The first `dim` numbers of every vector."""
+
+    def first(z: Tensor | None) -> Tensor | None:
+        return None if z is None else z[:, :dim]
+
+    anchors = tuple(z[:, :dim] for z in e.anchors)
+    return replace(e, anchors=anchors, positives=first(e.positives), negatives=first(e.negatives))

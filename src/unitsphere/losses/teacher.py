@@ -1,0 +1,85 @@
+"""A frozen teacher whose answers are computed once and kept on disk, by the hash of the text.
+
+So a sweep of students, a resumed run and a reproduced one ask the teacher for what no run has asked before, and get
+the same numbers as the run that did.
+"""
+
+import hashlib
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unitsphere import paths
+
+
+class Teacher:
+    """Answers for texts (or pairs of texts), remembered in `<cache>/teachers/<teacher>.sqlite`.
+
+    Args:
+        answer: A list of R questions -> (R, D) array.
+        identity: Of the teacher and its settings; equal identities share their answers.
+    """
+
+    def __init__(self, answer: Callable[[list[Any]], np.ndarray], identity: str):
+        self.answer = answer
+        folder = paths.cache() / "teachers"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.sqlite"
+        with closing(self._open()) as store, store:
+            store.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer BLOB)")
+
+    def __call__(self, questions: Sequence[Any], device: torch.device) -> Tensor:
+        """(R, D) float32, in the order given; only what is not on disk is computed."""
+        keys = [hashlib.sha256(repr(q).encode("utf-8", "surrogatepass")).digest()[:16] for q in questions]
+        with closing(self._open()) as store:
+            known: dict[bytes, bytes] = {}
+            for key in dict.fromkeys(keys):
+                row = store.execute("SELECT answer FROM answers WHERE question = ?", (key,)).fetchone()
+                if row is not None:
+                    known[key] = row[0]
+            new = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
+            if new:
+                answers = np.asarray(self.answer(list(new.values())), dtype=np.float32)
+                fresh = {key: row.tobytes() for key, row in zip(new, answers, strict=True)}
+                with store:
+                    store.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", fresh.items())
+                known |= fresh
+        rows = np.stack([np.frombuffer(known[key], dtype=np.float32) for key in keys])
+        return torch.from_numpy(rows).to(device)
+
+    def _open(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.file, timeout=120)
+
+
+def embedding_teacher(embedder: Any, device: torch.device, max_length: int | None) -> Teacher:
+    """A teacher that answers texts (role, text) with an embedder's vectors.
+
+    Args:
+        embedder: Frozen here and moved to `device`.
+        device: Where it computes.
+        max_length: Tokens it reads of a text; None is its limit.
+    """
+    embedder.requires_grad_(False).to(device).eval()
+
+    def answer(questions: list[tuple[str, str]]) -> np.ndarray:
+        out = np.empty((len(questions), embedder.dim), dtype=np.float32)
+        for role in {role for role, _ in questions}:
+            rows = [i for i, question in enumerate(questions) if question[0] == role]
+            out[rows] = embedder.embed([questions[i][1] for i in rows], role, max_length)
+        return out
+
+    return Teacher(answer, f"{digest(embedder)} {embedder.protocol()} {max_length}")
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 over a network's weights."""
+    total = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,62 @@
+"""What the processes of one run share. In a single process every function gives back what it was given.
+
+The gradient is that of one process with the whole batch. A batch loss sees every rank's vectors: each rank computes the
+full loss, the backward pass of `everyone` adds up what all ranks ask of a vector, world times too much, and DDP's mean
+over ranks divides by world. A token loss sees this rank's rows: `mean` multiplies by world what DDP will divide.
+Code read: torch.distributed.nn.functional; the gather of princeton-nlp/SimCSE, which differs by the factor world.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+
+def several() -> bool:
+    """Whether there is more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def starts(mine: int, device: torch.device) -> tuple[int, int]:
+    """Where this rank's rows begin among those of all ranks, and how many all have; `mine` is this rank's number."""
+    if not several():
+        return 0, mine
+    sizes = _sizes(mine, device)
+    return sum(sizes[: dist.get_rank()]), sum(sizes)
+
+
+def everyone(x: Tensor) -> Tensor:
+    """(r, …) of each rank to (R, …), rank after rank, whatever the lengths; gradients flow back to every rank."""
+    if not several():
+        return x
+    sizes = _sizes(len(x), x.device)
+    padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
+    gathered: Sequence[Tensor]
+    if x.is_floating_point() and x.requires_grad:
+        gathered = all_gather(padded)
+    else:
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(list(gathered), padded)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def mean(total: Tensor, weight: Tensor) -> Tensor:
+    """The weighted mean over all ranks' rows, from this rank's weighted sum and its weight, in the form whose gradient
+    is right after DDP's mean over ranks."""
+    weight = weight.detach().float()
+    if not several():
+        return total / weight.clamp(min=1e-9)
+    whole = weight.clone()
+    dist.all_reduce(whole)
+    local = dist.get_world_size() * total / whole.clamp(min=1e-9)
+    value = local.detach().clone()
+    dist.all_reduce(value)
+    return local + (value / dist.get_world_size() - local.detach())  # every rank reports the same number
+
+
+def _sizes(mine: int, device: torch.device) -> list[int]:
+    sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([mine], device=device))
+    return [int(size) for size in sizes]

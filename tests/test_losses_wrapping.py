@@ -1,0 +1,112 @@
+"""Losses that hold other losses: sum, Matryoshka, projector, memory queue."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from making import CPU, batch_of_texts, encoded, model, vectors
+from unitsphere.errors import UsageError
+from unitsphere.losses.infonce import InfoNCE
+from unitsphere.losses.matryoshka import Matryoshka
+from unitsphere.losses.projected import Projected
+from unitsphere.losses.queue import MemoryQueue
+from unitsphere.losses.simcse import SimCSE
+from unitsphere.losses.sum import Sum
+
+
+def test_a_sum_adds_its_terms_by_weight():
+    e = vectors(views=2)
+    loss = Sum({"a": InfoNCE(), "b": SimCSE()}, {"b": 0.3})
+    out = loss(e)
+    torch.testing.assert_close(out.total, InfoNCE()(e).total + 0.3 * SimCSE()(e).total)
+    assert set(out.parts) == {"a", "b"} and loss.views == 2 and loss.needs == ("anchor", "positive")
+    with pytest.raises(UsageError, match="no term 'c'"):
+        Sum({"a": InfoNCE()}, {"c": 1.0})
+
+
+def test_matryoshka_equals_sentence_transformers():
+    st = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason="a dev dependency")
+    e, dims, weights = vectors(n=5), [8, 4, 2], [1.0, 0.5, 2.0]
+    expected = 0.0
+    for d, w in zip(dims, weights, strict=True):
+        theirs = st.MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0)
+        expected += w * theirs.compute_loss_from_embeddings([e.anchors[0][:, :d], e.positives[:, :d]], None)
+    torch.testing.assert_close(Matryoshka(InfoNCE(), dims, weights)(e).total, expected)
+
+
+def test_matryoshka_refuses_dims_that_are_not_there():
+    with pytest.raises(UsageError, match="vectors are 32 wide"):
+        Matryoshka(InfoNCE(), [64]).attach(model())
+    with pytest.raises(UsageError, match="one weight for each"):
+        Matryoshka(InfoNCE(), [8, 4], [1.0])
+
+
+def test_the_projector_sees_all_views_and_columns_at_once():
+    torch.manual_seed(0)
+    e = vectors(n=6, views=2, owners=(0, 3), d=32)
+    loss = Projected(InfoNCE())
+    loss.attach(model())
+    first, norm, relu, second, last = loss.projector
+    z = torch.cat([*e.anchors, e.positives, e.negatives])
+    hidden = first(z)
+    hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias
+    out = second(hidden.clamp(min=0))
+    out = (out - out.mean(0)) / (out.var(0, unbiased=False) + last.eps).sqrt()
+    a, b, p, n = out.split([6, 6, 6, 2])
+    expected = InfoNCE()(replace(e, anchors=(a, b), positives=p, negatives=n)).total
+    torch.testing.assert_close(loss(e).total, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_queue_is_infonce_over_what_it_remembers():
+    loss = MemoryQueue(InfoNCE(), size=8)
+    loss.attach(model())
+    batches = [vectors(n=6, d=32, seed=s, ids={"positive": range(10 * s, 10 * s + 6)}) for s in range(3)]
+    for seen, e in enumerate(batches):
+        past = [(z, t) for b in batches[:seen] for z, t in zip(b.positives, b.batch.text_ids["positive"], strict=True)]
+        past = past[-8:]
+        if past:
+            old, text = torch.stack([z for z, _ in past]).detach(), torch.stack([t for _, t in past])
+            ids = {**e.batch.text_ids, "negative": text}
+            known = replace(
+                e, negatives=old, batch=replace(e.batch, text_ids=ids, negative_rows=torch.full_like(text, -1))
+            )
+        else:
+            known = e
+        torch.testing.assert_close(loss(e).total, InfoNCE()(known).total)
+
+
+def test_a_remembered_text_is_no_negative_of_itself():
+    loss = MemoryQueue(InfoNCE(), size=8)
+    loss.attach(model())
+    e = vectors(n=3, d=32)
+    loss(e)
+    # Row i meets the other rows' positives twice, once from memory, and its own only once.
+    a, p = (torch.nn.functional.normalize(x, dim=-1) for x in (e.anchors[0], e.positives))
+    similarity = a @ p.T / 0.05
+    own = similarity.diagonal()
+    others = similarity.exp().sum(dim=1) - own.exp()
+    expected = -(own - (own.exp() + 2 * others).log()).mean()
+    torch.testing.assert_close(loss(e).total, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_momentum_encoder_follows_slowly():
+    embedder, loss = model(dropout=0.0), MemoryQueue(InfoNCE(), size=8, momentum=0.9)
+    loss.attach(embedder)
+    before = {n: p.clone() for n, p in embedder.named_parameters()}
+    with torch.no_grad():
+        for p in embedder.parameters():
+            p.add_(1.0)
+    e = encoded(embedder, batch_of_texts(), loss)
+    loss(e).total.backward()
+    for name, slow in loss.slow.named_parameters():
+        torch.testing.assert_close(slow, 0.9 * before[name] + 0.1 * (before[name] + 1.0))
+        assert slow.grad is None
+    expected = loss.slow(embedder.encoder.pad(batch_of_texts().tokens["positive"]))
+    torch.testing.assert_close(loss.vectors[:6], expected.detach(), atol=1e-5, rtol=1e-5)
+    assert loss.vectors.device == CPU
+
+
+def test_a_queue_needs_positives():
+    with pytest.raises(UsageError, match="reads none"):
+        MemoryQueue(SimCSE())
