@@ -71,7 +71,7 @@ def test_whole_words_are_masked_whole():
 def test_a_tokenizer_without_a_mask_token_asks_for_one():
     encoder = tiny()
     encoder.tokenizer.mask_token = None
-    with pytest.raises(UsageError, match="loss.mask_token"):
+    with pytest.raises(UsageError, match=r"loss\.mask_token"):
         Masking(encoder.tokenizer)
     assert Masking(encoder.tokenizer, mask_token="_").mask_id == encoder.tokenizer.get_vocab()["_"]
 

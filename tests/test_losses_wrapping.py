@@ -47,7 +47,7 @@ def test_the_projector_sees_all_views_and_columns_at_once():
     e = vectors(n=6, views=2, owners=(0, 3), d=32)
     loss = Projected(InfoNCE())
     loss.attach(model())
-    first, norm, relu, second, last = loss.projector
+    first, norm, _, second, last = loss.projector
     z = torch.cat([*e.anchors, e.positives, e.negatives])
     hidden = first(z)
     hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + norm.eps).sqrt() * norm.weight + norm.bias

@@ -19,6 +19,7 @@ from unitsphere import artefact
 from unitsphere.cli.reproduce import changes
 from unitsphere.cli.train import start
 from unitsphere.errors import UsageError
+from unitsphere.losses.infonce import InfoNCE
 from unitsphere.runs import Run
 from unitsphere.training.alarm import CollapseAlarm
 from unitsphere.training.optim import AdamW, parameter_groups
@@ -177,9 +178,11 @@ def test_a_failed_run_says_so(pairs, tmp_path):
 
 
 def test_a_loss_that_the_data_cannot_feed(tmp_path):
-    config = composed("loss=infonce", "data=text", "data.path=none.txt", "encoder.path=/nowhere")
-    with pytest.raises(UsageError, match=r"no positive \(it has anchor\).*data=beir\|docstrings\|pairs\|triplets"):
-        check_needs(config)
+    with pytest.raises(
+        UsageError,
+        match=r"no positive \(it has anchor\).*data=beir\|docstrings\|instructions\|mixture\|pairs\|parallel\|scored\|triplets",
+    ):
+        check_needs(InfoNCE(), ["anchor"])
 
 
 def test_biases_and_norms_do_not_decay():

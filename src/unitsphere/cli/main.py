@@ -8,6 +8,7 @@ from unitsphere.errors import UsageError
 VERBS = {
     "train": "train, choose by dev, score on test, save (the same as python train.py)",
     "evaluate": "score a run, a model folder or a hub model",
+    "chain": "several runs in a row, each from the model before: domain adaptation",
     "reproduce": "run a saved configuration again and compare every number",
 }
 

@@ -37,6 +37,23 @@ def scores(metrics: Mapping[str, float], split: str) -> Table:
     return table
 
 
+def stages(metrics: Mapping[str, Mapping[str, float]]) -> Table:
+    """The stages of a chain side by side: the first one's untrained model, then the chosen checkpoint of each.
+
+    Args:
+        metrics: Stage -> its run's metrics.
+    """
+    first = next(iter(metrics.values()))
+    columns = {"untrained": ("before/", first)} | {stage: ("test/", of_stage) for stage, of_stage in metrics.items()}
+    table = Table("metric", title="on test", title_justify="left")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    names = dict.fromkeys(k.removeprefix("test/") for m in metrics.values() for k in m if k.startswith("test/"))
+    for name in names:
+        table.add_row(name, *(shown(name, of_stage.get(prefix + name)) for prefix, of_stage in columns.values()))
+    return table
+
+
 def shown(name: str, value: float | None, sign: str = "") -> str:
     """A value as a person reads it."""
     if value is None:

@@ -1,0 +1,111 @@
+"""`unitsphere chain`: several runs in a row, each from the model of the one before, in one folder and one table.
+
+A stage is an ordinary run of `unitsphere train`; there is no second training path. A chain that was cut goes on at the
+stage that was cut.
+"""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from unitsphere import paths
+from unitsphere.cli.help import first_comment
+from unitsphere.errors import UsageError
+from unitsphere.runs import Run, stamped, write
+
+USAGE = """unitsphere chain NAME [key=value …] [STAGE.key=value …]
+unitsphere chain resume=FOLDER
+
+Runs the stages of conf/chain/NAME.yaml, or of NAME where that is a file, one after another. key=value goes to every
+stage, STAGE.key=value to one. FOLDER is that of a chain which was cut.
+
+  unitsphere chain domain_adaptation data=docstrings mlm.trainer.max_steps=200 contrastive.trainer.max_steps=60
+  unitsphere chain domain_adaptation data=pairs data.path=tickets.csv seed=2
+  unitsphere chain resume=outputs/chains/domain_adaptation/20261124-212000
+
+Chains:
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        listed = [f"  {f.stem}  {first_comment(f)}\n" for f in sorted((paths.conf() / "chain").glob("*.yaml"))]
+        sys.stdout.write(USAGE + "".join(listed))
+        sys.exit(0 if arguments else 2)
+    first, *typed = arguments
+    if first.startswith("resume="):
+        folder = Path(first.removeprefix("resume=")).expanduser()
+        if typed or not (folder / "chain.yaml").exists():
+            raise UsageError(
+                f"{' '.join(arguments)}: resume= takes the folder of a chain (with chain.yaml), and nothing else."
+            )
+    else:
+        folder = begin(first, typed)
+    stages = OmegaConf.to_container(OmegaConf.load(folder / "chain.yaml"))
+    assert isinstance(stages, dict)
+    runs = carry_out(folder, {str(name): list(overrides) for name, overrides in stages.items()})
+    from unitsphere.report import table
+
+    table.show(table.stages({name: run.metrics for name, run in runs.items()}))
+    table.show(str(folder))
+
+
+def begin(name: str, typed: Sequence[str]) -> Path:
+    """Make the chain's folder, with chain.yaml: stage -> overrides.
+
+    Raises:
+        UsageError: There is no such chain.
+    """
+    file = paths.conf() / "chain" / f"{name}.yaml"
+    file = file if file.exists() else Path(name).expanduser()
+    if not file.is_file():
+        known = ", ".join(f.stem for f in sorted((paths.conf() / "chain").glob("*.yaml")))
+        raise UsageError(f"no chain {name!r}; known: {known}; or name a file with `stages:`")
+    stages = OmegaConf.to_container(OmegaConf.load(file)).get("stages")  # type: ignore[union-attr]
+    if not stages:
+        raise UsageError(f"{file}: `stages:` should map a stage's name to a list of overrides.")
+    own = {stage: [o.removeprefix(f"{stage}.") for o in typed if o.startswith(f"{stage}.")] for stage in stages}
+    everywhere = [o for o in typed if o.split(".")[0] not in stages]
+    given = {stage: last_of_each_key([*overrides, *everywhere, *own[stage]]) for stage, overrides in stages.items()}
+    outputs = next((o.removeprefix("outputs=") for o in everywhere if o.startswith("outputs=")), "outputs")
+    folder = Run.create(Path(outputs) / "chains" / file.stem, stamped("chain")).folder.resolve()
+    kept = {stage: [o for o in overrides if not o.startswith("outputs=")] for stage, overrides in given.items()}
+    write(folder / "chain.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
+    return folder
+
+
+def last_of_each_key(overrides: Sequence[str]) -> list[str]:
+    """Overrides where what comes later wins; Hydra refuses a group that is chosen twice."""
+    return list({o.partition("=")[0].lstrip("+"): o for o in overrides}.values())
+
+
+def carry_out(folder: Path, stages: Mapping[str, Sequence[str]]) -> dict[str, Run]:
+    """Run every stage that is not done yet; `{stage}` in an override is the folder of that stage's run.
+
+    Raises:
+        UsageError: A stage failed; what it said stands above.
+    """
+    runs: dict[str, Run] = {}
+    for stage, overrides in stages.items():
+        known = sorted((folder / stage).glob("*/run.json"))
+        run = Run.open(known[-1].parent) if known else None
+        if run is None or run.info["status"] != "done":
+            print(f"stage {stage}", flush=True)  # noqa: T201
+            started = run is not None and (run.folder / "checkpoints" / "last.ckpt").exists()
+            if run is not None and started:
+                command = [f"resume={run.folder}"]
+            else:
+                filled = list(overrides)
+                for name, done in runs.items():
+                    filled = [o.replace(f"{{{name}}}", str(done.folder)) for o in filled]
+                command = [*filled, f"outputs={folder}", f"name={stage}"]
+            ended = subprocess.run([sys.executable, "-m", "unitsphere.cli", "train", *command])
+            if ended.returncode:
+                raise UsageError(f"stage {stage} failed; mend it and go on with: unitsphere chain resume={folder}")
+            run = Run.open(sorted((folder / stage).glob("*/run.json"))[-1].parent)
+        runs[stage] = run
+    return runs
