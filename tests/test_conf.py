@@ -13,7 +13,8 @@ from conftest import command, composed
 from unitsphere import paths
 from unitsphere.cli.help import first_comment, page
 
-OPTIONS = sorted(f for f in paths.conf().rglob("*.yaml") if f.parent != paths.conf())
+CHAINS = sorted((paths.conf() / "chain").glob("*.yaml"))
+OPTIONS = sorted(f for f in paths.conf().rglob("*.yaml") if f.parent != paths.conf() and f not in CHAINS)
 GIVEN_BY_CODE = {
     "pooling": {"dim"}, "embedder": {"encoder", "pooling"}, "logger": {"save_dir"}, "eval": {"split", "own"},
 }  # fmt: skip
@@ -57,6 +58,16 @@ def test_an_option_composes_and_fits_its_signature(option):
             keys |= set(parameters)
         required = {n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
         assert required <= keys, f"{node._target_}: {required - keys} missing"
+
+
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda f: f.stem)
+def test_every_stage_of_a_chain_composes(chain):
+    assert first_comment(chain)
+    stages = OmegaConf.to_container(OmegaConf.load(chain))["stages"]
+    for overrides in stages.values():
+        for earlier in stages:
+            overrides = [o.replace(f"{{{earlier}}}", "/somewhere") for o in overrides]
+        assert "{" not in str(composed(*overrides).encoder.get("path") or "")
 
 
 def test_every_option_names_a_different_thing():
