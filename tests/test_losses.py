@@ -123,3 +123,9 @@ def test_twenty_steps_lower_the_loss(loss):
 
 def test_a_batch_of_one_has_no_negatives():
     assert float(InfoNCE()(made(n=1, owners=())).total) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_number_of_negatives_is_reported():
+    e = made(n=4, owners=(0, 0, 2), anchor=[1, 1, 2, 3])
+    # rows 0 and 1 share an anchor, so each has one positive fewer to be compared with
+    assert float(InfoNCE()(e).parts["negatives"]) == (3 + 3 - 0.5)

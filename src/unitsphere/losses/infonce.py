@@ -55,6 +55,11 @@ def info_nce(
         return torch.log1p(ratio).mean().float()
 
 
+def negatives(exclude: Tensor) -> Tensor:
+    """How many candidates a row is compared with on average, its positive not counted; `exclude` is (N, N + M)."""
+    return (~exclude).sum(dim=1).float().mean() - 1
+
+
 class InfoNCE(Loss):
     """Cross-entropy of the positive among the batch's positives and all explicit negatives.
 
@@ -105,7 +110,7 @@ class InfoNCE(Loss):
         if self.symmetric:
             back = self._same(ids["positive"], ids["anchor"])
             total = (total + info_nce(e.positives, anchors, back, self.temperature, None, self.class_prior)) / 2
-        return LossOutput(total)
+        return LossOutput(total, {"negatives": negatives(exclude)})
 
     def _same(self, query: Tensor, candidate: Tensor) -> Tensor:
         """(N, N): True where row j's pair shares a text with row i's such that j is no negative for i."""

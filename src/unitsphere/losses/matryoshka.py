@@ -42,9 +42,9 @@ class Matryoshka(Loss):
         self.inner.attach(embedder)
 
     def forward(self, e: Embeddings) -> LossOutput:
-        parts = {f"dim{d}": self.inner(cut(e, d)).total for d in self.dims}
-        total = sum(w * part for w, part in zip(self.weights, parts.values(), strict=True))
-        return LossOutput(total, parts)
+        outs = {d: self.inner(cut(e, d)) for d in self.dims}
+        total = sum(w * out.total for w, out in zip(self.weights, outs.values(), strict=True))
+        return LossOutput(total, {**outs[self.dims[0]].parts, **{f"dim{d}": out.total for d, out in outs.items()}})
 
 
 def cut(e: Embeddings, dim: int) -> Embeddings:

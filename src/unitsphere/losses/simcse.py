@@ -7,7 +7,7 @@ Published: BERT-base 76.25 on the seven STS tasks (temperature 0.05, dropout 0.1
 import torch
 
 from unitsphere.losses.base import Loss
-from unitsphere.losses.infonce import info_nce
+from unitsphere.losses.infonce import info_nce, negatives
 from unitsphere.types import Embeddings, LossOutput
 
 
@@ -33,4 +33,5 @@ class SimCSE(Loss):
         text = e.batch.text_ids["anchor"]
         own = torch.eye(len(text), dtype=torch.bool, device=text.device)
         exclude = (text[:, None] == text) & ~own & self.mask_duplicates
-        return LossOutput(info_nce(e.anchors[0], e.anchors[1], exclude, self.temperature))
+        total = info_nce(e.anchors[0], e.anchors[1], exclude, self.temperature)
+        return LossOutput(total, {"negatives": negatives(exclude)})

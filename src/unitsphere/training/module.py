@@ -47,6 +47,8 @@ class EmbeddingModule(pl.LightningModule):
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=rows)
         for name, value in out.parts.items():
             self.log(f"train/{name}", value, batch_size=rows)
+            if self.global_step == batch_idx == 0 and name.endswith("negatives"):
+                self.print(f"each anchor meets {float(value):.1f} negatives on average, out of {rows} rows in all")
         return out.total
 
     def configure_optimizers(self) -> Any:
