@@ -20,7 +20,7 @@ def test_a_sum_adds_its_terms_by_weight():
     loss = Sum({"a": InfoNCE(), "b": SimCSE()}, {"b": 0.3})
     out = loss(e)
     torch.testing.assert_close(out.total, InfoNCE()(e).total + 0.3 * SimCSE()(e).total)
-    assert set(out.parts) == {"a", "b"} and loss.views == 2 and loss.needs == ("anchor", "positive")
+    assert set(out.parts) == {"a", "b", "a/negatives", "b/negatives"} and loss.views == 2 and loss.needs == ("anchor", "positive")
     with pytest.raises(UsageError, match="no term 'c'"):
         Sum({"a": InfoNCE()}, {"c": 1.0})
 
