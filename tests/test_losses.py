@@ -129,3 +129,13 @@ def test_the_number_of_negatives_is_reported():
     e = made(n=4, owners=(0, 0, 2), anchor=[1, 1, 2, 3])
     # rows 0 and 1 share an anchor, so each has one positive fewer to be compared with
     assert float(InfoNCE()(e).parts["negatives"]) == (3 + 3 - 0.5)
+
+
+def test_a_fixed_mask_compares_a_view_with_itself():
+    torch.manual_seed(3)
+    z, ids = torch.randn(5, 8), {"anchor": torch.arange(5)}
+    batch = Batch({}, ids, torch.tensor([]), torch.arange(5))
+    one, both = SimCSE(fixed_mask=True), SimCSE()
+    assert (one.views, both.views) == (1, 2)
+    once, twice = Embeddings((z,), None, None, batch), Embeddings((z, z), None, None, batch)
+    torch.testing.assert_close(one(once).total, both(twice).total)

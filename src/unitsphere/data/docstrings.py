@@ -46,7 +46,7 @@ class Docstrings(Data):
         batch_size: int = 64,
         max_length: int = 64,
         eval_max_length: int | None = 64,
-        dev_queries: int = 1000,
+        dev_queries: int = 500,
     ):
         super().__init__(name, columns, batch_size, max_length, eval_max_length)
         self.dev_queries = dev_queries
