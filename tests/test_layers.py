@@ -21,7 +21,7 @@ ALLOWED = {
     "report": LEAVES | {"runs"},
     "embedder": LEAVES | {"encoders", "pooling"},
     "artefact": LEAVES | {"encoders", "pooling", "embedder", "build"},
-    "training": LEAVES | {"data", "evaluation", "embedder", "artefact", "build", "runs"},
+    "training": LEAVES | {"data", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
 }
 
 

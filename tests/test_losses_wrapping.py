@@ -20,7 +20,11 @@ def test_a_sum_adds_its_terms_by_weight():
     loss = Sum({"a": InfoNCE(), "b": SimCSE()}, {"b": 0.3})
     out = loss(e)
     torch.testing.assert_close(out.total, InfoNCE()(e).total + 0.3 * SimCSE()(e).total)
-    assert set(out.parts) == {"a", "b", "a/negatives", "b/negatives"} and loss.views == 2 and loss.needs == ("anchor", "positive")
+    assert (
+        set(out.parts) == {"a", "b", "a/negatives", "b/negatives"}
+        and loss.views == 2
+        and loss.needs == ("anchor", "positive")
+    )
     with pytest.raises(UsageError, match="no term 'c'"):
         Sum({"a": InfoNCE()}, {"c": 1.0})
 
@@ -110,3 +114,9 @@ def test_the_momentum_encoder_follows_slowly():
 def test_a_queue_needs_positives():
     with pytest.raises(UsageError, match="reads none"):
         MemoryQueue(SimCSE())
+
+
+def test_matryoshka_does_not_wrap_what_reads_one_width():
+    for inner in (Projected(InfoNCE()), MemoryQueue(InfoNCE()), Sum({"a": InfoNCE(), "b": Projected(InfoNCE())})):
+        with pytest.raises(UsageError, match="one width only"):
+            Matryoshka(inner, [8])

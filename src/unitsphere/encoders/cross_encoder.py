@@ -43,5 +43,5 @@ class CrossEncoder:
             tokens = self.tokenizer(
                 some, padding=True, truncation="longest_first", max_length=self.max_length, return_tensors="pt"
             )
-            out.append(self.model(**tokens).logits[:, :1].float().numpy())
+            out.append(self.model(**tokens.to(self.model.device)).logits[:, :1].float().cpu().numpy())
         return np.concatenate(out)

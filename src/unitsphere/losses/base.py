@@ -12,11 +12,13 @@ class Loss(nn.Module):
         needs: Columns that the data must have.
         optional: Columns read where the data has them; others are neither tokenised nor encoded.
         views: How often an anchor passes the encoder: 2 for SimCSE, 0 for a loss that reads tokens only.
+        any_width: Whether it can read vectors cut to their first numbers, so that Matryoshka can wrap it.
     """
 
     needs: tuple[str, ...] = ("anchor", "positive")
     optional: tuple[str, ...] = ()
     views = 1
+    any_width = True
 
     def attach(self, embedder: Any) -> None:
         """Make or load what depends on the embedder (a discriminator, a projection) or is heavy (a teacher)."""

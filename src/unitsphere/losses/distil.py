@@ -72,6 +72,8 @@ class Response(Distillation):
         UsageError: No such measure.
     """
 
+    any_width = False
+
     def __init__(
         self,
         teacher: Callable[[], Any],

@@ -35,6 +35,7 @@ class MarginMSE(Loss):
     def attach(self, embedder: Any) -> None:
         if self.make is not None:
             scorer = self.make()
+            scorer.model.to(next(embedder.parameters()).device)
             self.teacher = Teacher(scorer, f"{digest(scorer.model)} {scorer.max_length}")
 
     def forward(self, e: Embeddings) -> LossOutput:

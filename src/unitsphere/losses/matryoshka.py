@@ -24,7 +24,8 @@ class Matryoshka(Loss):
         weights: The w; 1 where not given.
 
     Raises:
-        UsageError: No dims, a dim wider than the vectors, or weights that do not match.
+        UsageError: No dims, a dim wider than the vectors, weights that do not match, or an inner loss that reads
+            vectors of one width only.
     """
 
     def __init__(self, inner: Loss, dims: Sequence[int], weights: Sequence[float] | None = None):
@@ -33,6 +34,10 @@ class Matryoshka(Loss):
         if not dims or min(dims) < 1 or len(self.weights) != len(self.dims):
             raise UsageError(
                 f"loss.dims={list(dims)} loss.weights={weights}: positive widths, and one weight for each."
+            )
+        if not inner.any_width:
+            raise UsageError(
+                f"{type(inner).__name__} reads vectors of one width only, so loss=matryoshka cannot wrap it."
             )
         self.needs, self.optional, self.views = inner.needs, inner.optional, inner.views
 

@@ -23,7 +23,8 @@ class MaskedLM(Loss):
     """-mean over chosen tokens of log p(token | the text with replacements).
 
     Reads every text of a row: anchor, positive and negatives. The encoder under training is the model's base, and the
-    head is saved with it, so that the result serves as encoder and as a generator of replaced tokens.
+    head is saved with it, so that the result serves as encoder and as a generator of replaced tokens. The head saved is
+    that of the last step: `select=last` takes the encoder of the same step.
 
     Args:
         language_model: Called with the encoder; returns a transformers model whose base is the encoder's.

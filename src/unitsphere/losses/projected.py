@@ -26,6 +26,8 @@ class Projected(Loss):
         batchnorm: Which of the two.
     """
 
+    any_width = False
+
     def __init__(self, inner: Loss, batchnorm: bool = True):
         super().__init__()
         self.inner, self.batchnorm = inner, batchnorm

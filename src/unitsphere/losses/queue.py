@@ -36,6 +36,8 @@ class MemoryQueue(Loss):
         UsageError: `size` or `momentum` is out of range, or the inner loss has no positives.
     """
 
+    any_width = False
+
     def __init__(self, inner: Loss, size: int = 4096, momentum: float | None = None, start: int = 0):
         super().__init__()
         if size < 1 or not (momentum is None or 0 <= momentum < 1):

@@ -43,6 +43,7 @@ class ReplacedTokenDetection(Loss):
 
     needs = ("anchor",)
     views = 2
+    any_width = False
 
     def __init__(
         self,

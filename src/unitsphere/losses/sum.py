@@ -31,6 +31,7 @@ class Sum(Loss):
             )
         self.needs = tuple(dict.fromkeys(column for term in terms.values() for column in term.needs))
         self.optional = tuple(dict.fromkeys(column for term in terms.values() for column in term.optional))
+        self.any_width = all(term.any_width for term in terms.values())
         self.views = max(term.views for term in terms.values())
 
     def attach(self, embedder: Any) -> None:

@@ -44,7 +44,9 @@ class Teacher:
                     known[key] = row[0]
             new = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
             if new:
-                answers = np.asarray(self.answer(list(new.values())), dtype=np.float32)
+                with torch.autocast(device.type, enabled=False):  # what is kept should not depend on the student's
+                precision
+                    answers = np.asarray(self.answer(list(new.values())), dtype=np.float32)
                 fresh = {key: row.tobytes() for key, row in zip(new, answers, strict=True)}
                 with store:
                     store.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", fresh.items())

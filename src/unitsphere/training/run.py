@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Collection, Mapping
+from inspect import signature
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,6 +22,7 @@ from unitsphere import artefact, paths
 from unitsphere.build import build
 from unitsphere.data.batches import Batches
 from unitsphere.embedder import Embedder
+from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.score import score
 from unitsphere.runs import Run, provenance
@@ -157,10 +159,12 @@ def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Eva
 
 def build_embedder(config: DictConfig) -> Embedder:
     """The embedder that the configuration describes, or, with `init`, a run's or folder's with its pooling, projection
-    and prompts; then only the encoder's dropout, attention and checkpointing are the configuration's."""
+    and prompts; then only the encoder's settings (dropout, LoRA, …) are the configuration's, not its path."""
     if config.init is not None:
-        settings = ("dropout", "attention", "gradient_checkpointing")
-        embedder = artefact.load(config.init, **{k: v for k, v in config.encoder.items() if k in settings})
+        settings = signature(transformer).parameters.keys() - {"path", "max_length"}
+        chosen = OmegaConf.to_container(config.encoder)
+        assert isinstance(chosen, dict)
+        embedder = artefact.load(config.init, **{str(k): v for k, v in chosen.items() if k in settings})
     else:
         embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder)
     gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
