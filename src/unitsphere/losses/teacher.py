@@ -44,8 +44,7 @@ class Teacher:
                     known[key] = row[0]
             new = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
             if new:
-                with torch.autocast(device.type, enabled=False):  # what is kept should not depend on the student's
-                precision
+                with torch.autocast(device.type, enabled=False):  # the student's precision is not the teacher's
                     answers = np.asarray(self.answer(list(new.values())), dtype=np.float32)
                 fresh = {key: row.tobytes() for key, row in zip(new, answers, strict=True)}
                 with store:
