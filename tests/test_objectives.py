@@ -125,6 +125,7 @@ def test_a_loss_that_the_data_cannot_feed_names_data_that_can():
         check_needs(SupCon(), ["anchor"])
 
 
+@pytest.mark.slow
 def test_a_chain_goes_on_where_it_was_cut(material, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "stages:\n"
