@@ -381,10 +381,41 @@ def test_a_mixture_keeps_tasks_instructions_and_the_first_ones_queries(tmp_path)
         sources[name] = Table(str(written(tmp_path / name, "jsonl", rows)), PAIR)
     data = Mixture(sources, PAIR, instructions={"two": {"anchor": "query: "}})
     rows = data.splits.train
-    assert data.splits.dev is sources["one"].splits.dev
+    assert data.splits.dev == sources["one"].splits.dev
     for i in range(len(rows)):
         assert rows.anchor[i].startswith(rows.task[i])
-        assert rows.anchor_instruction[i] == ("query: " if rows.task[i] == "two" else "")
-        assert rows.positive_instruction[i] == ""
+        assert rows.anchor_instruction[i] == ("query: " if rows.task[i] == "two" else None)
+        assert rows.positive_instruction[i] is None
+    first = Mixture(sources, PAIR, instructions={"one": {"anchor": "query: "}}).splits.dev
+    assert {first.instructions.get(text) for text in first.queries.values()} == {"query: "}
+    assert not {*first.instructions} & {*first.corpus.values()}
+    with pytest.raises(UsageError, match="no side 'query'"):
+        Mixture(sources, PAIR, instructions={"two": {"query": "query: "}})
     with pytest.raises(UsageError, match="no source 'three'"):
         Mixture(sources, PAIR, instructions={"three": {}})
+
+
+def test_rows_without_an_instruction_take_the_models_prompt(tmp_path):
+    rows = Rows(["a", "b"], ["p", "q"], anchor_instruction=["find: ", None])
+    batch, encoder = next(iter(batches(tmp_path, rows, batch_size=2, prompts={"query": "ask: "}))), tiny()
+    got = {row: text.ids.tolist() for row, text in zip(batch.row_ids.tolist(), batch.tokens["anchor"], strict=True)}
+    assert got == {i: encoder.tokenize([t])[0].tolist() for i, t in enumerate(["find: a", "ask: b"])}
+
+
+def test_held_out_queries_keep_their_instructions(tmp_path):
+    file = tmp_path / "records.jsonl"
+    file.write_text("".join(json.dumps({"i": f"Find {n}.", "q": f"q{n}", "p": f"p{n}"}) + "\n" for n in range(40)))
+    dev = Table(str(file), {"anchor": "q", "positive": "p", "anchor_instruction": "i"}).splits.dev
+    assert dev.instructions == {f"q{t[1:]}": f"Find {t[1:]}. " for t in dev.queries.values()}
+
+
+def test_scored_pairs_have_the_dev_and_test_files_they_are_given(tmp_path):
+    file = written(tmp_path, "jsonl", [row | {"score": 1} for row in ROWS])
+    data = Table(str(file), PAIR | {"score": "score"}, dev_path=str(file))
+    assert len(data.splits.train) == 40 and len(data.splits.dev.queries) == 40 and data.splits.test is None
+
+
+def test_an_empty_label_is_a_bad_row(tmp_path):
+    file = written(tmp_path, "jsonl", [row | {"label": ""} for row in ROWS])
+    with pytest.raises(UsageError, match="row 1: column 'label' is empty"):
+        _ = Table(str(file), {"anchor": "anchor", "label": "label"}).splits

@@ -98,6 +98,22 @@ def test_a_cut_of_another_architecture(tmp_path):
     assert len(transformer(str(tmp_path), layers=[2]).model.transformer.layer) == 1
 
 
+def test_a_cut_decoder_has_its_layers_renumbered(llama, tmp_path):
+    cut = transformer(str(llama), layers=[1])
+    before = saved(cut, MeanPooling, tmp_path / "saved").encode(TEXTS)
+    np.testing.assert_allclose(artefact.load(tmp_path / "saved").encode(TEXTS), before, atol=1e-6)
+    assert not cut.model.config.use_cache
+
+
+def test_wrong_encoder_settings_are_refused(bert):
+    with pytest.raises(UsageError, match="no setting 'rank'"):
+        transformer(str(bert), lora={"rank": 8})
+    with pytest.raises(UsageError, match=r"encoder\.lora"):
+        transformer(str(bert), lora={"modules": ["nope"]})
+    with pytest.raises(UsageError, match="end-of-text"):
+        transformer(str(bert), append_eos=True)
+
+
 def test_lora_starts_as_the_model_trains_little_and_is_merged_when_saved(bert, tmp_path):
     plain = Embedder(transformer(str(bert)), MeanPooling(32)).eval()
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ def random_set(queries=20, documents=60):
     return RetrievalSet("made", *texts, qrels)
 
 
-def embed(texts, role, max_length=None):
+def embed(texts, role, max_length=None, prompt=None):
     """A fixed random vector for each text, of any length."""
     return np.stack(
         [np.random.default_rng(abs(hash((t, role))) % 2**32).normal(size=8).astype(np.float32) for t in texts]
@@ -147,7 +147,7 @@ def test_geometry_of_known_spaces():
 def test_a_text_is_embedded_once_a_round():
     calls = []
 
-    def counting(texts, role, max_length=None):
+    def counting(texts, role, max_length=None, prompt=None):
         calls.extend((role, t) for t in texts)
         return embed(texts, role)
 
@@ -201,3 +201,19 @@ def test_minilm_on_shared_data_equals_sentence_transformers(shared):
         assert 100 * metrics[f"cranfield/{name}"] == pytest.approx(
             100 * np.mean([s[key] for s in scored.values()]), abs=0.01
         )
+
+
+def test_a_text_is_searched_under_its_own_instruction():
+    asked = {}
+
+    def recording(texts, role, max_length=None, prompt=None):
+        asked.update(dict.fromkeys(texts, prompt))
+        return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
+
+    instructions = {"short": "find: ", "a longer document": "passage: "}
+    corpus = {"1": "a longer document", "2": "x"}
+    made = RetrievalSet(
+        "made", corpus, {"1": "short", "2": "another"}, {"1": {"1": 1}, "2": {"2": 1}}, None, instructions
+    )
+    Retrieval("test", own=made)(recording)
+    assert asked == {"short": "find: ", "another": None, "a longer document": "passage: ", "x": None}

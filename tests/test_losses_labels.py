@@ -78,7 +78,8 @@ def slow_triplet(e, miner, margin, distance):
         to_positive = distance(e.anchors[0][i], e.positives[i])
         found = []
         for j in range(len(e.positives)):
-            if miner != "explicit" and ids["positive"][j] not in (ids["anchor"][i], ids["positive"][i]):
+            same = ids["positive"][j] in (ids["anchor"][i], ids["positive"][i]) or ids["anchor"][i] == ids["anchor"][j]
+            if miner != "explicit" and not same:
                 found.append(distance(e.anchors[0][i], e.positives[j]))
         for m, owner in enumerate(owners):
             if (miner != "explicit" or owner == i) and ids["negative"][m] not in (ids["anchor"][i], ids["positive"][i]):
@@ -98,7 +99,10 @@ def slow_triplet(e, miner, margin, distance):
 @pytest.mark.parametrize("miner", ["explicit", "hard", "semi_hard", "all"])
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 def test_triplet_equals_the_formula(miner, distance):
-    e = vectors(owners=(0, 0, 3), ids={"positive": [100, 101, 101, 103, 104, 105], "negative": [200, 101, 202]})
+    e = vectors(
+        owners=(0, 0, 3),
+        ids={"anchor": [0, 1, 2, 3, 3, 5], "positive": [100, 101, 101, 103, 104, 105], "negative": [200, 101, 202]},
+    )
     measure = {
         "cosine": lambda a, b: 1 - cosine(a, b),
         "euclidean": lambda a, b: float((a - b).detach().norm()),
@@ -148,6 +152,8 @@ def test_twenty_steps_lower_the_loss(loss):
         (lambda: SupCon(views=0), "loss.views=0"),
         (lambda: Triplet(miner="easy"), "semi_hard"),
         (lambda: InfoNCE(class_prior=1.0), "class_prior=1.0"),
+        (lambda: InfoNCE(temperature=0), "loss.temperature=0"),
+        (lambda: NTXent(temperature=-1), "loss.temperature=-1"),
     ],
 )
 def test_wrong_settings_are_refused(make, text):

@@ -344,6 +344,8 @@ def test_margin_mse_asks_a_cross_encoder():
         a, p, n = batch.texts["anchor"][owner], batch.texts["positive"][owner], batch.texts["negative"][m]
         total += (margin - ((len(a) - 2 * len(p)) - (len(a) - 2 * len(n)))) ** 2
     torch.testing.assert_close(loss(e).total, total / 3, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match=r"loss\.scale=10"):
+        MarginMSE(Scorer).attach(embedder)
     asked = len(Scorer.calls)
     loss(e)
     assert len(Scorer.calls) == asked  # the second time it answers from disk
@@ -391,3 +393,29 @@ def test_a_student_of_itself_has_nothing_to_learn():
 def test_tokens_stay_tokens():
     _, tokens = padded(rows=2)
     assert isinstance(Masking(tiny().tokenizer)(tokens)[0], Tokens)
+
+
+def test_words_without_special_tokens_around_them_are_masked_too():
+    encoder, _ = padded()
+    ids = torch.tensor([encoder.tokenizer.convert_tokens_to_ids(list("abcd"))])
+    tokens = Tokens(ids, torch.ones_like(ids), torch.zeros(1, dtype=torch.long))
+    masking = Masking(encoder.tokenizer, ratio=0.5, whole_word=True)
+    torch.manual_seed(0)
+    share = sum(masking(tokens)[1].float().mean().item() for _ in range(200)) / 200
+    assert share == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_teacher_with_other_settings_does_not_share_answers():
+    embedder, batch = model(dropout=0.0), batch_of_texts()
+    one, other = teacher_of()(), teacher_of()()
+    other.encoder.model.config.is_causal = False
+    files = [attached(Response(lambda t=t: t), embedder).teacher.file for t in (one, other)]
+    assert files[0] != files[1] and batch.texts
+
+
+def test_a_student_that_cannot_agree_with_its_teacher_is_refused():
+    loose = model(dropout=0.0, normalize=False)
+    with pytest.raises(UsageError, match=r"embedder\.normalize=true"):
+        Response(teacher_of()).attach(loose)
+    Response(teacher_of(64)).attach(loose)
+    Response(teacher_of(), measure="cosine").attach(loose)

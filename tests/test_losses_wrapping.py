@@ -8,6 +8,7 @@ import torch
 from making import CPU, batch_of_texts, encoded, model, vectors
 from unitsphere.errors import UsageError
 from unitsphere.losses.infonce import InfoNCE
+from unitsphere.losses.margin_mse import MarginMSE
 from unitsphere.losses.matryoshka import Matryoshka
 from unitsphere.losses.projected import Projected
 from unitsphere.losses.queue import MemoryQueue
@@ -112,8 +113,16 @@ def test_the_momentum_encoder_follows_slowly():
 
 
 def test_a_queue_needs_positives():
-    with pytest.raises(UsageError, match="reads none"):
-        MemoryQueue(SimCSE())
+    for inner in (SimCSE(), MarginMSE()):
+        with pytest.raises(UsageError, match="no use for"):
+            MemoryQueue(inner)
+
+
+def test_a_term_of_a_sum_sees_the_views_it_asks_for():
+    e = vectors(views=2)
+    out = Sum({"fixed": SimCSE(fixed_mask=True), "both": SimCSE()})(e)
+    torch.testing.assert_close(out.parts["fixed"], SimCSE()(replace(e, anchors=(e.anchors[0],) * 2)).total)
+    torch.testing.assert_close(out.parts["both"], SimCSE()(e).total)
 
 
 def test_matryoshka_does_not_wrap_what_reads_one_width():

@@ -9,6 +9,7 @@ from conftest import command, composed
 from unitsphere import artefact, paths
 from unitsphere.cli.chain import last_of_each_key
 from unitsphere.cli.train import start
+from unitsphere.encoders.language_model import generator
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run
@@ -111,6 +112,37 @@ def test_the_cache_changes_no_number_that_matters(material, tmp_path):
     )
     a, b = (artefact.load(run.folder).encode(["number 3", "it"]) for run in (whole, cached))
     assert abs(a - b).max() < 1e-5
+
+
+def test_networks_that_a_loss_loads_are_in_training_mode(material, tmp_path, monkeypatch):
+    from unitsphere.losses.rtd import ReplacedTokenDetection
+
+    modes, edit = [], ReplacedTokenDetection.edit
+    monkeypatch.setattr(
+        ReplacedTokenDetection, "edit", lambda self, tokens: modes.append(self.generator.training) or edit(self, tokens)
+    )
+    for dropout in ("true", "false"):
+        run_of(
+            material, tmp_path / dropout, "loss=diffcse", *MORE["diffcse"], "trainer.max_steps=1", "trainer.chunks=1",
+            f"loss.inner.terms.rtd.generator_dropout={dropout}",
+        )  # fmt: skip
+    assert modes == [True, False]
+
+
+def test_an_earlier_encoder_is_saved_without_the_head_of_the_last_step(material, tmp_path):
+    run = run_of(
+        material, tmp_path, "loss=mlm", "eval=retrieval", "select=null", "optim.lr=10", "callbacks.selection.every=1",
+        columns=(),
+    )  # fmt: skip
+    assert run.info["best_step"] < 3
+    with pytest.raises(UsageError, match="no language-model head"):
+        generator(str(run.folder))
+
+
+def test_local_paths_anywhere_in_the_saved_configuration_are_absolute(material, tmp_path, monkeypatch):
+    monkeypatch.chdir(material)
+    run = run_of(material, tmp_path, "loss=distil_mse", "loss.teacher.path=bert")
+    assert run.config.loss.teacher.path == str(material / "bert")
 
 
 def test_nothing_chooses_where_nothing_is_scored(material, tmp_path):

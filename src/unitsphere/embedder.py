@@ -102,9 +102,11 @@ class Embedder(nn.Module):
         position = {text: i for i, text in enumerate(unique)}
         return out[[position[text] for text in texts]] if len(unique) < len(texts) else out
 
-    def embed(self, texts: Sequence[str], role: str, max_length: int | None = None) -> np.ndarray:
+    def embed(
+        self, texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None
+    ) -> np.ndarray:
         """`encode` in the form that evaluators call (see `types.Embed`)."""
-        return self.encode(texts, role=role, max_length=max_length)
+        return self.encode(texts, role=role, prompt=prompt, max_length=max_length)
 
     def protocol(self) -> dict[str, Any]:
         """What of this embedder must be equal before two scores may be compared."""

@@ -111,6 +111,7 @@ class RetrievalSet:
     queries: Mapping[str, str]  # query id -> text
     qrels: Mapping[str, Mapping[str, int]]  # query id -> document id -> grade
     max_length: int | None = None  # tokens kept of its texts; None is the encoder's limit
+    instructions: Mapping[str, str] = field(default_factory=dict)  # text -> put before it, not the role's prompt
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,12 @@ class Loss(Protocol):
 
 
 class Embed(Protocol):
-    """Texts to vectors (B, D), float32. `role` is "query" or "document" and selects the prompt; `max_length` cuts
-    to fewer tokens than the encoder could read."""
+    """Texts to vectors (B, D), float32. `role` is "query" or "document" and selects the prompt, `prompt` replaces it;
+    `max_length` cuts to fewer tokens than the encoder could read."""
 
-    def __call__(self, texts: Sequence[str], role: str, max_length: int | None = None) -> np.ndarray: ...
+    def __call__(
+        self, texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None
+    ) -> np.ndarray: ...
 
 
 class Evaluator(Protocol):

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from unitsphere import paths
 from unitsphere.cli.help import first_comment
@@ -65,11 +67,23 @@ def begin(name: str, typed: Sequence[str]) -> Path:
     if not file.is_file():
         known = ", ".join(f.stem for f in sorted((paths.conf() / "chain").glob("*.yaml")))
         raise UsageError(f"no chain {name!r}; known: {known}; or name a file with `stages:`")
-    stages = OmegaConf.to_container(OmegaConf.load(file)).get("stages")  # type: ignore[union-attr]
-    if not stages:
+    try:
+        read: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError, YAMLError) as error:
+        raise UsageError(f"{file}: no YAML ({error})") from error
+    stages = read.get("stages") if isinstance(read, dict) else None
+    if not isinstance(stages, dict) or not all(isinstance(overrides, list) for overrides in stages.values()):
         raise UsageError(f"{file}: `stages:` should map a stage's name to a list of overrides.")
-    own = {stage: [o.removeprefix(f"{stage}.") for o in typed if o.startswith(f"{stage}.")] for stage in stages}
-    everywhere = [o for o in typed if o.split(".")[0] not in stages]
+    own: dict[str, list[str]] = {stage: [] for stage in stages}
+    everywhere = []
+    for override in typed:
+        bare = override.lstrip("+~")
+        sign = override[: len(override) - len(bare)]
+        stage, _, rest = bare.partition(".")
+        if stage in stages:
+            own[stage].append(sign + rest)
+        else:
+            everywhere.append(override)
     given = {stage: last_of_each_key([*overrides, *everywhere, *own[stage]]) for stage, overrides in stages.items()}
     outputs = next((o.removeprefix("outputs=") for o in everywhere if o.startswith("outputs=")), "outputs")
     folder = Run.create(Path(outputs) / "chains" / file.stem, stamped("chain")).folder.resolve()
@@ -80,7 +94,7 @@ def begin(name: str, typed: Sequence[str]) -> Path:
 
 def last_of_each_key(overrides: Sequence[str]) -> list[str]:
     """Overrides where what comes later wins; Hydra refuses a group that is chosen twice."""
-    return list({o.partition("=")[0].lstrip("+"): o for o in overrides}.values())
+    return list({o.partition("=")[0].lstrip("+~"): o for o in overrides}.values())
 
 
 def carry_out(folder: Path, stages: Mapping[str, Sequence[str]]) -> dict[str, Run]:

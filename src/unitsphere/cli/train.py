@@ -66,10 +66,13 @@ def start(config: DictConfig, overrides: list[str], choices: dict[str, str], swe
 
 def _make_absolute(config: DictConfig) -> None:
     """Local paths as absolute ones, so that the saved configuration works from any folder."""
-    for key in ("data.path", "data.dev_path", "data.test_path", "encoder.path", "init"):
-        value = OmegaConf.select(config, key)
-        if value is not None and Path(value).expanduser().exists():
-            OmegaConf.update(config, key, str(Path(value).expanduser().resolve()))
+    for key, value in config.items():
+        if isinstance(value, DictConfig):
+            _make_absolute(value)
+        elif str(key).endswith(("path", "init", "tokenizer")) and isinstance(value, str):
+            there = Path(value).expanduser()
+            if there.exists():
+                config[key] = str(there.resolve())
 
 
 def joined() -> Run | None:

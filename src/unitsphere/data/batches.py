@@ -84,9 +84,9 @@ class Batches:
     def _prompts(self, column: str, prompts: Mapping[str, str]) -> Sequence[str]:
         """What stands before each text of a column: the row's instruction, else the prompt of the column's role."""
         rows = self.rows
-        own = rows.anchor_instruction if column == "anchor" else rows.positive_instruction
-        if own is None:
-            return [prompts.get(ROLES[column], "")] * len(self._texts[column])
+        given = rows.anchor_instruction if column == "anchor" else rows.positive_instruction
+        prompt = prompts.get(ROLES[column], "")
+        own = [prompt if text is None else text for text in given or [None] * len(rows)]
         if column != "negative":
             return own
         return np.repeat(np.array(own, object), np.diff(self._negative_starts)).tolist()

@@ -9,6 +9,7 @@ from typing import Any
 
 from unitsphere.data.rows import COLUMNS, Data, Rows, Splits
 from unitsphere.errors import UsageError
+from unitsphere.types import RetrievalSet
 
 
 class Mixture(Data):
@@ -24,7 +25,7 @@ class Mixture(Data):
         columns, name, batch_size, max_length, eval_max_length: As for every data set; `columns` says which are kept.
 
     Raises:
-        UsageError: There are no sources, or an instruction names none of them.
+        UsageError: There are no sources, or an instruction names none of them or another side.
     """
 
     def __init__(
@@ -42,6 +43,9 @@ class Mixture(Data):
             raise UsageError("data.sources is empty: name data sets, e.g. +data@data.sources.docs=docstrings")
         self.sources, self.instructions = dict(sources), dict(instructions or {})
         unknown = self.instructions.keys() - self.sources.keys()
+        sides = {side for given in self.instructions.values() for side in given} - {"anchor", "positive"}
+        if sides:
+            raise UsageError(f"data.instructions: no side {sorted(sides)[0]!r}; anchor and positive fit.")
         if unknown:
             raise UsageError(f"data.instructions: no source {sorted(unknown)[0]!r}; known: {', '.join(self.sources)}")
 
@@ -54,14 +58,25 @@ class Mixture(Data):
             values = [getattr(of_task, column) for of_task in rows.values()]
             if all(value is not None for value in values):
                 merged[column] = [item for value in values for item in value]
-        first = next(iter(read.values()))
-        return Splits(Rows(**merged), first.dev, first.test, sum(splits.skipped for splits in read.values()))
+        task, first = next(iter(read.items()))
+        dev, test = (self._asked(task, split) for split in (first.dev, first.test))
+        return Splits(Rows(**merged), dev, test, sum(splits.skipped for splits in read.values()))
 
     def _instructed(self, task: str, rows: Rows) -> Rows:
         given = self.instructions.get(task, {})
 
-        def before(column: str) -> list[str]:
+        def before(column: str) -> list[str | None]:
             own = getattr(rows, f"{column}_instruction")
-            return [given[column]] * len(rows) if column in given else list(own or [""] * len(rows))
+            return [given[column]] * len(rows) if column in given else list(own or [None] * len(rows))
 
         return replace(rows, anchor_instruction=before("anchor"), positive_instruction=before("positive"))
+
+    def _asked(self, task: str, split: RetrievalSet | None) -> RetrievalSet | None:
+        given = self.instructions.get(task, {})
+        if split is None:
+            return None
+        before = dict(split.instructions)
+        for texts, column in ((split.queries, "anchor"), (split.corpus, "positive")):
+            if column in given:
+                before |= dict.fromkeys(texts.values(), given[column])
+        return replace(split, instructions=before)

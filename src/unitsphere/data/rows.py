@@ -22,8 +22,8 @@ class Rows:
     negative: Sequence[Sequence[str]] | None = None  # any number a row
     label: Sequence[str] | None = None
     score: Sequence[float] | None = None
-    anchor_instruction: Sequence[str] | None = None  # put before the anchor instead of the prompt of its role
-    positive_instruction: Sequence[str] | None = None  # likewise before positive and negatives
+    anchor_instruction: Sequence[str | None] | None = None  # stands before the anchor instead of its role's prompt
+    positive_instruction: Sequence[str | None] | None = None  # likewise before positive and negatives
     task: Sequence[str] | None = None  # the data set of a mixture that the row is from
 
     def __len__(self) -> int:
@@ -44,7 +44,10 @@ class Rows:
         for anchor, positive in zip(self.anchor, self.positive, strict=True):
             qrels[queries[anchor]][documents[positive]] = 1
         corpus = {i: text for text, i in documents.items()}
-        return RetrievalSet(name, corpus, {i: text for text, i in queries.items()}, qrels, max_length)
+        before: dict[str, str] = {}
+        for texts, given in ((self.anchor, self.anchor_instruction), (self.positive, self.positive_instruction)):
+            before |= {t: g for t, g in zip(texts, given or (), strict=given is not None) if g is not None}
+        return RetrievalSet(name, corpus, {i: text for text, i in queries.items()}, qrels, max_length, before)
 
     @cached_property
     def fingerprint(self) -> str:

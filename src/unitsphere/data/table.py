@@ -60,12 +60,14 @@ class Table(Data):
 
     def load(self) -> Splits:
         rows, skipped = self._read(self.path)
-        if rows.positive is None or rows.score is not None:  # scored pairs may not fit each other at all
+        if rows.positive is None:
             return Splits(rows, None, None, skipped)
         share = {"dev": self.dev_path, "test": self.test_path}
         held = {}
         anchors = sorted(dict.fromkeys(rows.anchor), key=lambda text: hashlib.sha256(text.encode()).digest())
         count = min(self.held_out, len(anchors) // 10)
+        if rows.score is not None:  # scored pairs may not fit each other at all
+            count = 0
         for split, path in share.items():
             if path is not None:
                 held[split], bad = self._read(path)
@@ -122,7 +124,7 @@ def _take(record: Mapping[Any, Any], source: Any, column: str) -> Any:
             return float(value)
         except (TypeError, ValueError):
             raise BadRow(f"column {source!r} should hold a number, found {value!r}") from None
-    return str(value) if column == "label" and value is not None else _text(value, source)
+    return _text(str(value) if column == "label" and value is not None else value, source)
 
 
 def _value(record: Mapping[Any, Any], name: Any, column: str) -> Any:

@@ -65,6 +65,7 @@ def generator(path: str) -> tuple[Any, Any]:
     if report["missing_keys"]:
         raise UsageError(
             f"generator.path={path}: this checkpoint has no language-model head (missing: "
-            f"{sorted(report['missing_keys'])[0]}, …). Train one first: python train.py loss=mlm encoder.path={path}"
+            f"{sorted(report['missing_keys'])[0]}, …). Train one first: "
+            f"python train.py loss=mlm select=last encoder=hub encoder.path={path}"
         )
     return model, tokenizer

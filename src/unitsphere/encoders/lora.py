@@ -10,6 +10,8 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
+from unitsphere.errors import UsageError
+
 
 def add_lora(
     model: Any, r: int = 8, alpha: int = 16, dropout: float = 0.0, modules: str | Sequence[str] = "all-linear"
@@ -22,9 +24,15 @@ def add_lora(
         alpha: The update is scaled by alpha / r.
         dropout: Before A.
         modules: Names of linear layers, e.g. [q_proj, v_proj]; "all-linear" is all.
+
+    Raises:
+        UsageError: peft refuses a setting, or the model has no such layers.
     """
     names = modules if isinstance(modules, str) else list(modules)
-    inject_adapter_in_model(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names), model)
+    try:
+        inject_adapter_in_model(LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=names), model)
+    except ValueError as error:
+        raise UsageError(f"encoder.lora: {str(error).splitlines()[0]}") from error
 
 
 def merged(model: Any) -> Any:

@@ -8,10 +8,11 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from unitsphere import paths
 from unitsphere.encoders import minilm
-from unitsphere.encoders.transformer import TransformerEncoder
+from unitsphere.encoders.transformer import TransformerEncoder, transformer
 
 
 def scratch(
+    path: str | None = None,
     tokenizer: str | None = None,
     dim: int = 256,
     layers: int = 4,
@@ -23,6 +24,7 @@ def scratch(
     """Make the encoder; equal arguments give equal weights.
 
     Args:
+        path: None for random weights; a run or model folder to go on with, and then the rest is as it is there.
         tokenizer: A model's folder or hub id; None is the packaged MiniLM's, the vocabulary of BERT-base-uncased.
         dim: Width, a multiple of `heads`; the feed-forward layers are 4 times as wide.
         layers: Number of transformer layers.
@@ -31,6 +33,8 @@ def scratch(
         max_length: In tokens.
         seed: Of the random weights.
     """
+    if path is not None:
+        return transformer(path)
     source = str(minilm.folder() if tokenizer is None else paths.model(tokenizer) or tokenizer)
     vocabulary = AutoTokenizer.from_pretrained(source, model_max_length=max_length)
     config = BertConfig(

@@ -119,6 +119,7 @@ def transformer(
             _set_dropout(config, dropout)
         if bidirectional:
             config.is_causal = False
+        config.use_cache = False  # of keys and values, which an encoder has no use for
         extra: dict[str, Any] = {"attn_implementation": attention} if attention else {}
         kind: Any = MODEL_MAPPING.get(type(config), AutoModel)
         if "add_pooling_layer" in inspect.signature(kind).parameters:
@@ -131,6 +132,9 @@ def transformer(
     if append_eos:
         _append_eos(tokenizer)
     if lora is not None:
+        unknown = lora.keys() - {"r", "alpha", "dropout", "modules"}
+        if unknown:
+            raise UsageError(f"encoder.lora: no setting {sorted(unknown)[0]!r}; r, alpha, dropout, modules fit.")
         add_lora(model, **lora)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -173,7 +177,12 @@ def _keep_layers(model: Any, layers: Sequence[int]) -> None:
     old, count = getattr(module, name), model.config.num_hidden_layers
     if not layers or not all(0 <= i < count for i in layers):
         raise UsageError(f"encoder.layers={list(layers)}: the model has layers 0 to {count - 1}.")
-    setattr(module, name, nn.ModuleList(old[i] for i in layers))
+    kept = nn.ModuleList(old[i] for i in layers)
+    setattr(module, name, kept)
+    for number, layer in enumerate(kept):
+        for part in layer.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = number  # type: ignore[assignment]
     model.config.num_hidden_layers = len(layers)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in layers]
@@ -182,6 +191,8 @@ def _keep_layers(model: Any, layers: Sequence[int]) -> None:
 def _append_eos(tokenizer: Any) -> None:
     """Make the tokenizer itself end texts with its end-of-text token, so that whoever loads it does the same."""
     eos, backend = tokenizer.eos_token, tokenizer.backend_tokenizer
+    if eos is None:
+        raise UsageError("encoder.append_eos=true: this tokenizer has no end-of-text token.")
     if tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id:
         return
     end = processors.TemplateProcessing(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from unitsphere.evaluation.retrieval import own_or_path, unit
+from unitsphere.evaluation.retrieval import own_or_path, unit, vectors
 from unitsphere.types import Embed, Result, RetrievalSet
 
 
@@ -38,8 +38,8 @@ class Geometry:
     def __call__(self, embed: Embed) -> Result:
         queries = list(self.set.queries)[: self.samples]
         pairs = [(q, next(d for d, grade in self.set.qrels[q].items() if grade >= 1)) for q in queries]
-        q = unit(embed([self.set.queries[i] for i, _ in pairs], "query", self.set.max_length))
-        d = unit(embed([self.set.corpus[i] for _, i in pairs], "document", self.set.max_length))
+        q = unit(vectors(embed, [self.set.queries[i] for i, _ in pairs], "query", self.set))
+        d = unit(vectors(embed, [self.set.corpus[i] for _, i in pairs], "document", self.set))
         everything = np.concatenate([q, d])
         metrics = {
             "geometry/alignment": alignment(q, d),

@@ -4,7 +4,7 @@ Papers: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663; Van Gysel & 
 https://arxiv.org/abs/1805.01597 (which computes all measures here).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -51,8 +51,8 @@ class Retrieval:
 
     def __call__(self, embed: Embed) -> Result:
         name, queries, documents = self.set.name, list(self.set.queries), list(self.set.corpus)
-        q = embed([self.set.queries[i] for i in queries], "query", self.set.max_length)
-        d = embed([self.set.corpus[i] for i in documents], "document", self.set.max_length)
+        q = vectors(embed, [self.set.queries[i] for i in queries], "query", self.set)
+        d = vectors(embed, [self.set.corpus[i] for i in documents], "document", self.set)
         scores, rows = search(unit(q), unit(d), DEPTH)
         run = {
             query: {documents[row]: float(score) for score, row in zip(*ranking, strict=True)}
@@ -89,6 +89,14 @@ def own_or_path(split: str, own: RetrievalSet | None, path: str | None, max_leng
             "data that has queries (docstrings, pairs, triplets, beir), or score something else, e.g. eval=sts"
         )
     return replace(chosen, max_length=max_length or chosen.max_length)
+
+
+def vectors(embed: Embed, texts: Sequence[str], role: str, of: RetrievalSet) -> np.ndarray:
+    """The vectors (R, D) of a set's texts, each with its own instruction where the set has one for it."""
+    own = [of.instructions.get(text) for text in texts]
+    parts = {p: embed([t for t, q in zip(texts, own, strict=True) if q == p], role, of.max_length, p) for p in {*own}}
+    taken = {p: iter(part) for p, part in parts.items()}
+    return np.stack([next(taken[p]) for p in own])
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -60,8 +60,8 @@ class Truncation:
 def _first(embed: Embed, dim: int) -> Embed:
     """`embed` with vectors cut to their first `dim` numbers."""
 
-    def cut(texts: Sequence[str], role: str, max_length: int | None = None) -> np.ndarray:
-        vectors = embed(texts, role, max_length)
+    def cut(texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None) -> np.ndarray:
+        vectors = embed(texts, role, max_length, prompt)
         if vectors.shape[1] < dim:
             raise UsageError(f"eval.truncation.dims: {dim} is wider than the vectors ({vectors.shape[1]}).")
         return vectors[:, :dim]

@@ -2,13 +2,13 @@
 difference does not saturate where the cosine does.
 
 Paper: Li & Li 2023, https://arxiv.org/abs/2309.12871 (equations 5 to 8). Code read: SeanLee97/AnglE.
-Relations: sentence-transformers' AnglELoss is this term alone; the paper adds CoSENT and in-batch negatives
-(conf/loss/angle.yaml).
+Relations: sentence-transformers' AnglELoss is this term alone; conf/loss/angle.yaml adds CoSENT, as the paper does; the
+paper's third term, in-batch negatives, is left out.
 """
 
 from torch import Tensor
 
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_temperature
 from unitsphere.losses.cosent import ranked
 from unitsphere.types import Embeddings, LossOutput
 
@@ -40,7 +40,7 @@ class Angle(Loss):
 
     def __init__(self, temperature: float = 0.05):
         super().__init__()
-        self.temperature = temperature
+        self.temperature = checked_temperature(temperature)
 
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.positives is not None and e.batch.scores is not None

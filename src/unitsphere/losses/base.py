@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from unitsphere.errors import UsageError
+
 
 class Loss(nn.Module):
     """Base of the losses: `forward(Embeddings) -> LossOutput`.
@@ -22,3 +24,14 @@ class Loss(nn.Module):
 
     def attach(self, embedder: Any) -> None:
         """Make or load what depends on the embedder (a discriminator, a projection) or is heavy (a teacher)."""
+
+
+def checked_temperature(value: float) -> float:
+    """A temperature, which must be positive.
+
+    Raises:
+        UsageError: It is not.
+    """
+    if not value > 0:
+        raise UsageError(f"loss.temperature={value}: a number over 0 would fit.")
+    return value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_temperature
 from unitsphere.types import Embeddings, LossOutput
 
 
@@ -36,7 +36,7 @@ class CoSENT(Loss):
 
     def __init__(self, temperature: float = 0.05):
         super().__init__()
-        self.temperature = temperature
+        self.temperature = checked_temperature(temperature)
 
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.positives is not None and e.batch.scores is not None

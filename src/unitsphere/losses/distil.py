@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from unitsphere import ranks
 from unitsphere.errors import UsageError
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_temperature
 from unitsphere.losses.teacher import embedding_teacher
 from unitsphere.types import Embeddings, LossOutput
 
@@ -39,6 +39,7 @@ class Distillation(Loss):
 
     def attach(self, embedder: Any) -> None:
         model = self.make()
+        self.teacher_normalizes: bool = model.normalize
         self.width: int = model.dim
         self.teacher = embedding_teacher(model, next(embedder.parameters()).device, self.max_length)
 
@@ -69,7 +70,7 @@ class Response(Distillation):
             target of both.
 
     Raises:
-        UsageError: No such measure.
+        UsageError: No such measure; or, with equal widths and "mse", only one of the two is normalised.
     """
 
     any_width = False
@@ -91,6 +92,11 @@ class Response(Distillation):
     def attach(self, embedder: Any) -> None:
         super().attach(embedder)
         same = self.width == embedder.dim
+        if same and self.measure == "mse" and embedder.normalize != self.teacher_normalizes:
+            raise UsageError(
+                f"only one of teacher and student has normalised vectors, so they cannot agree; "
+                f"set embedder.normalize={str(self.teacher_normalizes).lower()}"
+            )
         self.projection: nn.Module = nn.Identity() if same else nn.Linear(embedder.dim, self.width, bias=False)
 
     def forward(self, e: Embeddings) -> LossOutput:
@@ -123,7 +129,8 @@ class Relational(Distillation):
         teacher_temperature: float = 0.05,
     ):
         super().__init__(teacher, max_length)
-        self.temperature, self.teacher_temperature = temperature, teacher_temperature
+        self.temperature = checked_temperature(temperature)
+        self.teacher_temperature = checked_temperature(teacher_temperature)
 
     def forward(self, e: Embeddings) -> LossOutput:
         student = {"anchor": e.anchors[0], "positive": e.positives, "negative": e.negatives}

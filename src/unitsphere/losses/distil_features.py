@@ -34,6 +34,7 @@ class Features(Loss):
     needs = ("anchor",)
     optional = ("positive", "negative")
     views = 0
+    any_width = False
 
     def __init__(self, teacher: Callable[[], Any], layers: Mapping[int, int] | None = None):
         super().__init__()

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unitsphere.errors import UsageError
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_temperature
 from unitsphere.types import Embeddings, LossOutput
 
 
@@ -90,7 +90,7 @@ class InfoNCE(Loss):
         if not 0 <= class_prior < 1:
             raise UsageError(f"loss.class_prior={class_prior}: a share in [0, 1) would fit.")
         self.class_prior = class_prior
-        self.temperature = temperature
+        self.temperature = checked_temperature(temperature)
         self.hard_negative_weight = hard_negative_weight
         self.symmetric = symmetric
         self.mask_duplicates = mask_duplicates

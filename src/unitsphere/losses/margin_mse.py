@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unitsphere import ranks
+from unitsphere.errors import UsageError
 from unitsphere.losses.base import Loss
 from unitsphere.losses.teacher import Teacher, digest
 from unitsphere.types import Embeddings, LossOutput
@@ -21,7 +22,11 @@ class MarginMSE(Loss):
     Args:
         teacher: Called without arguments; returns a cross-encoder that scores pairs of texts. None: the data's `score`
             column is the margin of a row, whatever its number of negatives.
-        scale: Of the student's dot products, which lie in [-1, 1] where vectors are normalised.
+        scale: Of the student's dot products, which lie in [-1, 1] where vectors are normalised; a cross-encoder's
+            margins are around 10.
+
+    Raises:
+        UsageError: The student's vectors are normalised, so that it cannot reach such margins with scale 1.
     """
 
     needs: tuple[str, ...] = ("anchor", "positive", "negative")
@@ -34,6 +39,11 @@ class MarginMSE(Loss):
 
     def attach(self, embedder: Any) -> None:
         if self.make is not None:
+            if embedder.normalize and self.scale <= 1:
+                raise UsageError(
+                    "margin_mse: dot products of normalised vectors lie in [-1, 1], a cross-encoder's margins "
+                    "around 10. Set embedder.normalize=false as the paper does, or loss.scale=10"
+                )
             scorer = self.make()
             scorer.model.to(next(embedder.parameters()).device)
             self.teacher = Teacher(scorer, f"{digest(scorer.model)} {scorer.max_length}")

@@ -50,7 +50,7 @@ class Masking:
         self.mask_id: int = mask
         # Pieces that go on with a word: WordPiece marks them; byte-level and SentencePiece mark the others.
         pieces = tokenizer.convert_ids_to_tokens(list(range(self.vocabulary)))
-        if any(piece.startswith("##") for piece in pieces if piece):
+        if type(tokenizer.backend_tokenizer.model).__name__ == "WordPiece":
             inner = [bool(piece) and piece.startswith("##") for piece in pieces]
         else:
             inner = [bool(piece) and not piece.startswith(("Ġ", "▁", "Ċ")) for piece in pieces]
@@ -64,7 +64,7 @@ class Masking:
         if self.whole_word:
             first = usable & ~(self.inner.to(device)[ids] & usable.roll(1, dims=1))
             first[:, 0] = usable[:, 0]
-            word = first.cumsum(dim=1)  # number of the word that a token is part of
+            word = (first.cumsum(dim=1) - 1).clamp(min=0)  # number of the word that a token is part of
             draw = draw.gather(1, word)
         chosen = usable & (draw < self.ratio)
         kind = torch.rand(ids.shape, device=device)

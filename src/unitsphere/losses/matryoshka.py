@@ -31,9 +31,9 @@ class Matryoshka(Loss):
     def __init__(self, inner: Loss, dims: Sequence[int], weights: Sequence[float] | None = None):
         super().__init__()
         self.inner, self.dims, self.weights = inner, tuple(dims), tuple(weights or [1.0] * len(dims))
-        if not dims or min(dims) < 1 or len(self.weights) != len(self.dims):
+        if not dims or min(dims) < 1 or len({*dims}) != len(dims) or len(self.weights) != len(dims):
             raise UsageError(
-                f"loss.dims={list(dims)} loss.weights={weights}: positive widths, and one weight for each."
+                f"loss.dims={list(dims)} loss.weights={weights}: different widths, and one weight for each."
             )
         if not inner.any_width:
             raise UsageError(

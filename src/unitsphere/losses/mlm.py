@@ -39,6 +39,7 @@ class MaskedLM(Loss):
     needs = ("anchor",)
     optional = ("positive", "negative")
     views = 0
+    any_width = False
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ Relations: SimCSE (simcse.py) has N rows and N candidates, no row's own view amo
 
 import torch
 
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_temperature
 from unitsphere.losses.supcon import sup_con
 from unitsphere.types import Embeddings, LossOutput
 
@@ -24,10 +24,11 @@ class NTXent(Loss):
 
     def __init__(self, temperature: float = 0.05, mask_duplicates: bool = True):
         super().__init__()
-        self.temperature, self.mask_duplicates = temperature, mask_duplicates
+        self.temperature, self.mask_duplicates = checked_temperature(temperature), mask_duplicates
 
     def forward(self, e: Embeddings) -> LossOutput:
         text = e.batch.text_ids["anchor"].repeat(2)
-        same = (text[:, None] == text) if self.mask_duplicates else None
+        same = (text[:, None] == text) & self.mask_duplicates
         rows = torch.arange(len(text) // 2, device=text.device).repeat(2)
-        return LossOutput(sup_con(torch.cat(e.anchors), rows, self.temperature, same))
+        negatives = (~same & (rows[:, None] != rows)).sum(dim=1).float().mean()
+        return LossOutput(sup_con(torch.cat(e.anchors), rows, self.temperature, same), {"negatives": negatives})

@@ -33,7 +33,7 @@ class MemoryQueue(Loss):
         start: Steps before remembered vectors are used, while the encoder moves fast.
 
     Raises:
-        UsageError: `size` or `momentum` is out of range, or the inner loss has no positives.
+        UsageError: `size` or `momentum` is out of range, or the inner loss does not read negatives.
     """
 
     any_width = False
@@ -42,9 +42,10 @@ class MemoryQueue(Loss):
         super().__init__()
         if size < 1 or not (momentum is None or 0 <= momentum < 1):
             raise UsageError(f"loss.size={size} loss.momentum={momentum}: at least 1, and in [0, 1) or null.")
-        if "positive" not in inner.needs:
+        if "positive" not in inner.needs or "negative" not in inner.optional:
             raise UsageError(
-                "a queue remembers positives, and the inner loss reads none; loss@loss.inner=infonce would."
+                f"{type(inner).__name__} does not compare an anchor with any number of negatives, so it has no use for "
+                "remembered ones; loss@loss.inner=infonce or triplet would."
             )
         self.inner, self.size, self.momentum, self.start = inner, size, momentum, start
         self.needs, self.optional, self.views = inner.needs, inner.optional, inner.views

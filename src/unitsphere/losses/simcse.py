@@ -6,7 +6,7 @@ Published: BERT-base 76.25 on the seven STS tasks (temperature 0.05, dropout 0.1
 
 import torch
 
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_temperature
 from unitsphere.losses.infonce import info_nce, negatives
 from unitsphere.types import Embeddings, LossOutput
 
@@ -27,7 +27,7 @@ class SimCSE(Loss):
 
     def __init__(self, temperature: float = 0.05, mask_duplicates: bool = True, fixed_mask: bool = False):
         super().__init__()
-        self.temperature = temperature
+        self.temperature = checked_temperature(temperature)
         self.mask_duplicates = mask_duplicates
         self.views = 1 if fixed_mask else 2
 

@@ -1,6 +1,7 @@
 """A weighted sum of losses: DiffCSE is SimCSE plus replaced-token detection, AnglE its angle term plus CoSENT."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -41,7 +42,7 @@ class Sum(Loss):
     def forward(self, e: Embeddings) -> LossOutput:
         parts = {}
         for name, term in self.terms.items():
-            out = term(e)
+            out = term(replace(e, anchors=e.anchors[: term.views]))
             parts[name] = out.total
             parts |= {f"{name}/{part}": value for part, value in out.parts.items()}
         return LossOutput(sum(w * parts[name] for name, w in self.weights.items()), parts)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unitsphere.errors import UsageError
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_temperature
 from unitsphere.types import Embeddings, LossOutput
 
 
@@ -56,8 +56,10 @@ class SupCon(Loss):
         super().__init__()
         if views < 1:
             raise UsageError(f"loss.views={views}: 1 or more would fit.")
-        self.temperature, self.views = temperature, views
+        self.temperature, self.views = checked_temperature(temperature), views
 
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.batch.labels is not None
-        return LossOutput(sup_con(torch.cat(e.anchors), e.batch.labels.repeat(len(e.anchors)), self.temperature))
+        labels = e.batch.labels.repeat(len(e.anchors))
+        negatives = (labels[:, None] != labels).sum(dim=1).float().mean()
+        return LossOutput(sup_con(torch.cat(e.anchors), labels, self.temperature), {"negatives": negatives})

@@ -74,7 +74,9 @@ def embedding_teacher(embedder: Any, device: torch.device, max_length: int | Non
             out[rows] = embedder.embed([questions[i][1] for i in rows], role, max_length)
         return out
 
-    return Teacher(answer, f"{digest(embedder)} {embedder.protocol()} {max_length}")
+    encoder = embedder.encoder
+    settings = (embedder.protocol(), embedder.nodes, encoder.model.config.to_json_string(), max_length)
+    return Teacher(answer, f"{digest(embedder)} {settings} {encoder.tokenizer.backend_tokenizer.to_str()}")
 
 
 def digest(module: nn.Module) -> str:

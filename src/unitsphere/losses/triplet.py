@@ -27,7 +27,8 @@ class Triplet(Loss):
         miner: Which n. "explicit": the row's own negatives; "hard": the nearest in the batch; "semi_hard": the
             nearest of those beyond the positive but within the margin, rows without one counting 0; "all": every one
             in the batch, in a mean over the triplets that are not 0. In the batch are the other rows' positives and
-            all explicit negatives, without those whose text is the row's anchor or positive.
+            all explicit negatives, without those whose text is the row's anchor or positive and positives of an equal
+            anchor.
 
     Raises:
         UsageError: No such miner or distance; `explicit` with data that has no negatives.
@@ -55,18 +56,20 @@ class Triplet(Loss):
         distances = self._distances(e.anchors[0], candidates)  # (N, N + M)
         to_positive = distances[rows, rows][:, None]
         allowed = (text != ids["anchor"][:, None]) & (text != ids["positive"][:, None])
+        allowed[:, :n] &= ids["anchor"][:, None] != ids["anchor"]
         if self.miner == "explicit":
             allowed[:, :n] = False
             allowed &= owner == rows[:, None]
+        parts = {"negatives": allowed.sum(dim=1).float().mean()}
         hinge = F.relu(to_positive - distances + self.margin)  # (N, N + M)
         if self.miner == "explicit":
-            return LossOutput(hinge[allowed].sum() / allowed.sum().clamp(min=1))
+            return LossOutput(hinge[allowed].sum() / allowed.sum().clamp(min=1), parts)
         if self.miner == "all":
             active = allowed & (hinge > 0)
-            return LossOutput(hinge[active].sum() / active.sum().clamp(min=1))
+            return LossOutput(hinge[active].sum() / active.sum().clamp(min=1), parts)
         if self.miner == "semi_hard":
             allowed &= (distances > to_positive) & (hinge > 0)
-        return LossOutput(hinge.masked_fill(~allowed, 0).amax(dim=1).mean())
+        return LossOutput(hinge.masked_fill(~allowed, 0).amax(dim=1).mean(), parts)
 
     def _distances(self, a: Tensor, b: Tensor) -> Tensor:
         """(N, D), (K, D) -> (N, K), in fp32."""

@@ -41,6 +41,7 @@ def at(hidden: Tensor, index: Tensor) -> Tensor:
 
 def weighted(hidden: Tensor, weights: Tensor) -> Tensor:
     """(B, T, D), (B, T) -> (B, D): the weighted mean, summed in fp32."""
-    weights = weights.float()
-    total = torch.einsum("btd,bt->bd", hidden.float(), weights)
-    return total / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    with torch.autocast(hidden.device.type, enabled=False):
+        weights = weights.float()
+        total = torch.einsum("btd,bt->bd", hidden.float(), weights)
+        return total / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)

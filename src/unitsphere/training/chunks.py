@@ -40,14 +40,18 @@ class LengthSorted:
         parts = []
         for chunk in np.array_split(order, min(count, len(texts))):
             tokens = self.pad([texts[i] for i in chunk])
-            tokens = Tokens(*(x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)))
-            of_chunk = [x[torch.from_numpy(chunk).to(x.device)] for x in rows]
+            given = [x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)]
+            given += [x[torch.from_numpy(chunk).to(x.device)] for x in rows]
             if self.cache_rows is None:
-                parts.append(function(tokens, *of_chunk))
-            else:
-                parts.append(checkpoint(function, tokens, *of_chunk, use_reentrant=False))
+                parts.append(self._pass(function, *given))
+            else:  # plain tensors: by them it finds the device whose random state it has to restore
+                parts.append(checkpoint(self._pass, function, *given, use_reentrant=False))
         back = torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)
         return torch.cat(parts)[back]
+
+    @staticmethod
+    def _pass(function: Callable[..., Tensor], ids: Tensor, mask: Tensor, prompt: Tensor, *rows: Tensor) -> Tensor:
+        return function(Tokens(ids, mask, prompt), *rows)
 
 
 def embeddings(embedder: Embedder, batch: Batch, views: int, passes: LengthSorted) -> Embeddings:

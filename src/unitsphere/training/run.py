@@ -63,6 +63,9 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
     loss, optim, sampler, data = (build(config[group]) for group in ("loss", "optim", "sampler", "data"))
     check_needs(loss, config.data.columns)
+    for column in loss.needs:
+        if getattr(data.splits.train, column) is None:  # a mixture keeps the columns that all of its sources have
+            raise UsageError(f"this loss reads {column}, which not all of the data has: data={data.name}")
     checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
     read = {"name": data.name, **data.splits.provenance()}
     if checkpoint is not None and run.info["data"] != read:
@@ -71,8 +74,9 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
     test = build_evaluators(config.eval, "test", data.splits.test)
     trainer = _build_trainer(config, run)
-    embedder = build_embedder(config)
+    embedder = build_embedder(config, trainer.strategy.root_device)
     loss.attach(embedder)
+    loss.train()  # networks that it loaded come in the mode of evaluation
     batches = Batches(
         data.splits.train,
         {*loss.needs, *loss.optional},
@@ -117,6 +121,7 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     if selection.best_step != trainer.global_step:
         _score(run, "last", test, embedder)
         embedder.load_state_dict(load_file(run.folder / BEST))
+        embedder.encoder.language_model = ()  # a head of the last step does not belong to an earlier encoder
     artefact.save(embedder, run.folder / "model")
     result = _score(run, "test", test, embedder)
     run.note(protocol=result.protocol, primary=result.primary)
@@ -157,7 +162,7 @@ def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Eva
     return [build(node, split=split, own=own) for node in nodes.values()]
 
 
-def build_embedder(config: DictConfig) -> Embedder:
+def build_embedder(config: DictConfig, device: torch.device) -> Embedder:
     """The embedder that the configuration describes, or, with `init`, a run's or folder's with its pooling, projection
     and prompts; then only the encoder's settings (dropout, LoRA, …) are the configuration's, not its path."""
     if config.init is not None:
@@ -167,8 +172,7 @@ def build_embedder(config: DictConfig) -> Embedder:
         embedder = artefact.load(config.init, **{str(k): v for k, v in chosen.items() if k in settings})
     else:
         embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder)
-    gpu = torch.cuda.is_available() and config.trainer.accelerator != "cpu"
-    return embedder.to("cuda" if gpu else "cpu").train()
+    return embedder.to(device).train()
 
 
 def _build_trainer(config: DictConfig, run: Run) -> Any:
