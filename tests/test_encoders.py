@@ -36,7 +36,7 @@ TEXTS = ["sort a list", "find a tree in a graph", "b"]
 @pytest.fixture
 def bert(tmp_path):
     """A folder with a tiny BERT of 4 layers."""
-    encoder = tiny(layers=4)
+    encoder = tiny(depth=4)
     encoder.model.save_pretrained(tmp_path / "bert")
     encoder.tokenizer.save_pretrained(tmp_path / "bert")
     return tmp_path / "bert"
@@ -189,7 +189,7 @@ def test_masked_next_token_prediction_trains_a_bidirectional_decoder_through_lor
 
 
 def test_from_scratch_is_a_function_of_its_arguments():
-    one, same, other = (scratch(dim=32, layers=1, heads=2, seed=s) for s in (1, 1, 2))
+    one, same, other = (scratch(dim=32, depth=1, heads=2, seed=s) for s in (1, 1, 2))
     words = [e.model.embeddings.word_embeddings.weight for e in (one, same, other)]
     assert torch.equal(words[0], words[1]) and not torch.equal(words[0], words[2])
     assert one.dim == 32 and one.tokenize(["sorted"])[0][0] == one.tokenizer.cls_token_id

@@ -15,7 +15,7 @@ def scratch(
     path: str | None = None,
     tokenizer: str | None = None,
     dim: int = 256,
-    layers: int = 4,
+    depth: int = 4,
     heads: int = 4,
     dropout: float = 0.1,
     max_length: int = 128,
@@ -27,7 +27,7 @@ def scratch(
         path: None for random weights; a run or model folder to go on with, and then the rest is as it is there.
         tokenizer: A model's folder or hub id; None is the packaged MiniLM's, the vocabulary of BERT-base-uncased.
         dim: Width, a multiple of `heads`; the feed-forward layers are 4 times as wide.
-        layers: Number of transformer layers.
+        depth: Number of transformer layers.
         heads: Attention heads.
         dropout: Probability of every dropout.
         max_length: In tokens.
@@ -40,7 +40,7 @@ def scratch(
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=dim,
-        num_hidden_layers=layers,
+        num_hidden_layers=depth,
         num_attention_heads=heads,
         intermediate_size=4 * dim,
         max_position_embeddings=max_length,

@@ -13,13 +13,13 @@ from unitsphere.encoders.transformer import TransformerEncoder
 
 
 def tiny(
-    dim: int = 32, layers: int = 2, dropout: float = 0.1, max_length: int = 128, seed: int = 0
+    dim: int = 32, depth: int = 2, dropout: float = 0.1, max_length: int = 128, seed: int = 0
 ) -> TransformerEncoder:
     """Make the encoder; equal arguments give equal weights.
 
     Args:
         dim: Width, a multiple of 4 (it has 4 attention heads).
-        layers: Number of transformer layers.
+        depth: Number of transformer layers.
         dropout: Probability of every dropout.
         max_length: In tokens, which are characters here.
         seed: Of the random weights.
@@ -45,7 +45,7 @@ def tiny(
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=dim,
-        num_hidden_layers=layers,
+        num_hidden_layers=depth,
         num_attention_heads=4,
         intermediate_size=4 * dim,
         max_position_embeddings=max_length,

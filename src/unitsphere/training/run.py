@@ -33,6 +33,7 @@ from unitsphere.types import Evaluator, Loss, Result
 
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.safetensors"
+CPU = torch.device("cpu")
 
 
 def train(config: DictConfig, run: Run) -> dict[str, float]:
@@ -162,7 +163,7 @@ def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Eva
     return [build(node, split=split, own=own) for node in nodes.values()]
 
 
-def build_embedder(config: DictConfig, device: torch.device) -> Embedder:
+def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
     """The embedder that the configuration describes, or, with `init`, a run's or folder's with its pooling, projection
     and prompts; then only the encoder's settings (dropout, LoRA, …) are the configuration's, not its path."""
     if config.init is not None:
