@@ -110,9 +110,8 @@ def rows_of(batch, rows):
 
 
 def gradients(embedder, loss):
-    both = {f"embedder.{n}": p for n, p in embedder.named_parameters()}
-    both |= {f"loss.{n}": p for n, p in loss.named_parameters()}
-    return {n: p.grad for n, p in both.items() if p.requires_grad}
+    both = torch.nn.ModuleDict({"embedder": embedder, "loss": loss})  # names a shared parameter once
+    return {n: p.grad for n, p in both.named_parameters() if p.requires_grad}
 
 
 def close(got, wanted):
