@@ -1,5 +1,7 @@
 """Embeddings and batches made up for tests of losses."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -63,8 +65,6 @@ def batch_of_texts(n=6, negatives=(0, 0, 4), seed=0, words=("sort", "tree", "gra
 def encoded(embedder, batch, loss, chunks=1, cache_rows=None):
     """The batch through the embedder, as the training module does it."""
     keep = {"anchor", *loss.needs, *loss.optional} & set(batch.tokens)
-    from dataclasses import replace
-
     batch = replace(batch, tokens={c: t for c, t in batch.tokens.items() if c in keep})
     return embeddings(embedder, batch, loss.views, LengthSorted(embedder.encoder.pad, chunks, cache_rows, CPU))
 

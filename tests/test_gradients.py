@@ -173,7 +173,7 @@ def worker(rank, port, name, results):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
-def test_two_ranks_have_the_gradient_of_one(name, monkeypatch, tmp_path):
+def test_two_ranks_have_the_gradient_of_one(name):
     embedder, loss = made(name, dropout=0.0)
     whole = loss(encoded(embedder, batch_of_texts(), loss)).total
     whole.backward()

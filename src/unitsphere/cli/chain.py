@@ -108,7 +108,8 @@ def carry_out(folder: Path, stages: Mapping[str, Sequence[str]]) -> dict[str, Ru
         known = sorted((folder / stage).glob("*/run.json"))
         run = Run.open(known[-1].parent) if known else None
         if run is None or run.info["status"] != "done":
-            print(f"stage {stage}", flush=True)  # noqa: T201
+            sys.stdout.write(f"stage {stage}\n")
+            sys.stdout.flush()
             started = run is not None and (run.folder / "checkpoints" / "last.ckpt").exists()
             if run is not None and started:
                 command = [f"resume={run.folder}"]

@@ -162,7 +162,7 @@ def _set_dropout(config: Any, p: float) -> None:
             setattr(config, name, p)
 
 
-def layer_list(model: Any) -> tuple[Any, str]:
+def _layer_list(model: Any) -> tuple[Any, str]:
     """Where a model keeps its transformer layers: the module and the attribute that holds the ModuleList."""
     count = model.config.num_hidden_layers
     for module in model.modules():
@@ -173,16 +173,16 @@ def layer_list(model: Any) -> tuple[Any, str]:
 
 
 def _keep_layers(model: Any, layers: Sequence[int]) -> None:
-    module, name = layer_list(model)
+    module, name = _layer_list(model)
     old, count = getattr(module, name), model.config.num_hidden_layers
     if not layers or not all(0 <= i < count for i in layers):
         raise UsageError(f"encoder.layers={list(layers)}: the model has layers 0 to {count - 1}.")
     kept = nn.ModuleList(old[i] for i in layers)
     setattr(module, name, kept)
     for number, layer in enumerate(kept):
-        for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = number  # type: ignore[assignment]
+        parts: list[Any] = [part for part in layer.modules() if hasattr(part, "layer_idx")]
+        for part in parts:
+            part.layer_idx = number
     model.config.num_hidden_layers = len(layers)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in layers]

@@ -8,9 +8,7 @@ paper's third term, in-batch negatives, is left out.
 
 from torch import Tensor
 
-from unitsphere.losses.base import Loss, checked_temperature
-from unitsphere.losses.cosent import ranked
-from unitsphere.types import Embeddings, LossOutput
+from unitsphere.losses.cosent import CoSENT
 
 
 def angle_similarity(x: Tensor, y: Tensor) -> Tensor:
@@ -29,20 +27,11 @@ def angle_similarity(x: Tensor, y: Tensor) -> Tensor:
     return ((a * c + b * d + b * c - a * d) / norms).sum(dim=1).abs()
 
 
-class Angle(Loss):
+class Angle(CoSENT):
     """The ranking loss (cosent.py) of the angle similarities of scored pairs.
 
     Args:
         temperature: tau; 0.05 in the code of the paper and in sentence-transformers, 1 in the paper.
     """
 
-    needs = ("anchor", "positive", "score")
-
-    def __init__(self, temperature: float = 0.05):
-        super().__init__()
-        self.temperature = checked_temperature(temperature)
-
-    def forward(self, e: Embeddings) -> LossOutput:
-        assert e.positives is not None and e.batch.scores is not None
-        similarity = angle_similarity(e.anchors[0], e.positives)
-        return LossOutput(ranked(similarity, e.batch.scores, self.temperature))
+    similarity = staticmethod(angle_similarity)

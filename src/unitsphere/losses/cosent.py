@@ -4,6 +4,8 @@ Source: Su 2022, https://kexue.fm/archives/8847. Relations: sentence-transformer
 temperature; AnglE (angle.py) is the same ranking of another similarity.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,6 +35,7 @@ class CoSENT(Loss):
     """
 
     needs = ("anchor", "positive", "score")
+    similarity: Callable[[Tensor, Tensor], Tensor] = staticmethod(F.cosine_similarity)  # (N, D), (N, D) -> (N)
 
     def __init__(self, temperature: float = 0.05):
         super().__init__()
@@ -40,5 +43,5 @@ class CoSENT(Loss):
 
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.positives is not None and e.batch.scores is not None
-        cosine = F.cosine_similarity(e.anchors[0].float(), e.positives.float())
-        return LossOutput(ranked(cosine, e.batch.scores, self.temperature))
+        similarity = self.similarity(e.anchors[0].float(), e.positives.float())
+        return LossOutput(ranked(similarity, e.batch.scores, self.temperature))

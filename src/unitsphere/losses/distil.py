@@ -133,15 +133,13 @@ class Relational(Distillation):
         self.teacher_temperature = checked_temperature(teacher_temperature)
 
     def forward(self, e: Embeddings) -> LossOutput:
-        student = {"anchor": e.anchors[0], "positive": e.positives, "negative": e.negatives}
-        columns = [column for column in ("positive", "negative") if student[column] is not None]
-        taught = {column: ranks.everyone(self.taught(e, column)) for column in ["anchor", *columns]}
-        candidates = columns or ["anchor"]
-        z = torch.cat([student[column] for column in candidates])  # type: ignore[misc]
-        target = torch.cat([taught[column] for column in candidates])
-        p = similarities(taught["anchor"], target, self.teacher_temperature)
-        q = similarities(e.anchors[0], z, self.temperature)
-        if not columns:
+        others = {c: z for c, z in (("positive", e.positives), ("negative", e.negatives)) if z is not None}
+        anchors = ranks.everyone(self.taught(e, "anchor"))
+        target = torch.cat([ranks.everyone(self.taught(e, c)) for c in others]) if others else anchors
+        made = torch.cat(list(others.values())) if others else e.anchors[0]
+        p = similarities(anchors, target, self.teacher_temperature)
+        q = similarities(e.anchors[0], made, self.temperature)
+        if not others:
             own = torch.eye(len(p), dtype=torch.bool, device=p.device)
             p, q = p.masked_fill(own, -1e4), q.masked_fill(own, -1e4)
         return LossOutput(F.kl_div(q.log_softmax(dim=1), p.log_softmax(dim=1), reduction="batchmean", log_target=True))
