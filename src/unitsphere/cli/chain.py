@@ -26,7 +26,7 @@ stage, STAGE.key=value to one. FOLDER is that of a chain which was cut.
 
   unitsphere chain domain_adaptation data=docstrings mlm.trainer.max_steps=200 contrastive.trainer.max_steps=60
   unitsphere chain domain_adaptation data=pairs data.path=tickets.csv seed=2
-  unitsphere chain resume=outputs/chains/domain_adaptation/20261124-212000
+  unitsphere chain resume=outputs/chains/domain_adaptation/chain_20261124-212000
 
 Chains:
 """
