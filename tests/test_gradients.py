@@ -22,7 +22,7 @@ from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.margin_mse import MarginMSE
 from unitsphere.losses.matryoshka import Matryoshka
 from unitsphere.losses.mlm import MaskedLM
-from unitsphere.losses.nt_xent import NTXent
+from unitsphere.losses.nt_xent import NTXent, ScoredNTXent
 from unitsphere.losses.online_contrastive import OnlineContrastive
 from unitsphere.losses.projected import Projected
 from unitsphere.losses.queue import MemoryQueue
@@ -67,7 +67,7 @@ LOSSES = {
     "nt_xent": NTXent,
     "triplet": Triplet,
     "cosent": CoSENT,
-    "angle": Angle,
+    "angle": lambda: Sum({"angle": Angle(), "cosent": CoSENT(), "in_batch": ScoredNTXent()}),
     "cosine": CosineSimilarity,
     "online_contrastive": OnlineContrastive,
     "matryoshka": lambda: Matryoshka(InfoNCE(), [32, 8]),

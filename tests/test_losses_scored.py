@@ -10,6 +10,7 @@ from making import learns, vectors
 from unitsphere.losses.angle import Angle
 from unitsphere.losses.cosent import CoSENT
 from unitsphere.losses.cosine import CosineSimilarity
+from unitsphere.losses.nt_xent import ScoredNTXent
 from unitsphere.losses.online_contrastive import OnlineContrastive
 
 st = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason="a dev dependency")
@@ -57,11 +58,46 @@ def test_equals_sentence_transformers(ours, theirs, scores):
     torch.testing.assert_close(ours(e).total, expected, atol=1e-5, rtol=1e-5)
 
 
+def in_batch_loop(first, second, scores, tau, positive_from):
+    """AnglE's in-batch term: each text of a pair with a high score looks for the other among all texts but itself."""
+    z = [F.normalize(x, dim=0) for pair in zip(first.detach(), second.detach(), strict=True) for x in pair]
+    losses = []
+    for i, x in enumerate(z):
+        if scores[i // 2] >= positive_from:
+            against = [math.exp(float(x @ y) / tau) for j, y in enumerate(z) if j != i]
+            losses.append(-math.log(math.exp(float(x @ z[i ^ 1]) / tau) / sum(against)))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("scores", [SCORES, BINARY])
+def test_in_batch_negatives_of_scored_pairs_equal_the_loop(scores):
+    e = vectors(scores=scores)
+    expected = in_batch_loop(e.anchors[0], e.positives, scores, tau=0.3, positive_from=0.8)
+    out = ScoredNTXent(0.8, 0.3)(e)
+    assert float(out.total) == pytest.approx(expected, rel=1e-5)
+    positives = sum(score >= 0.8 for score in scores)
+    assert float(out.parts["negatives"]) == pytest.approx((positives * 2 * 10 + (6 - positives) * 2 * 11) / 12)
+
+
+def test_in_batch_negatives_without_a_high_score_ask_for_nothing():
+    e = vectors(scores=[0.1] * 6)
+    total = ScoredNTXent()(e).total
+    total.backward()
+    assert float(total) == 0 and e.positives.grad.abs().max() == 0
+
+
+def test_the_texts_of_a_low_pair_are_negatives_of_the_others():
+    loss, scores = ScoredNTXent(temperature=0.3), [1.0, 0.0]
+    e = vectors(n=2, scores=scores)
+    loss(e).total.backward()
+    assert e.positives.grad[1].abs().max() > 0
+
+
 def test_equal_scores_ask_for_nothing():
     assert float(CoSENT()(vectors(scores=[0.5] * 6)).total) == 0
 
 
-@pytest.mark.parametrize("loss", [CoSENT(), Angle(), CosineSimilarity()])
+@pytest.mark.parametrize("loss", [CoSENT(), Angle(), CosineSimilarity(), ScoredNTXent()])
 def test_twenty_steps_lower_the_loss(loss):
     first, last = learns(loss, vectors(scores=SCORES))
     assert last < first

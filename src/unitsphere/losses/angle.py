@@ -2,8 +2,8 @@
 difference does not saturate where the cosine does.
 
 Paper: Li & Li 2023, https://arxiv.org/abs/2309.12871 (equations 5 to 8). Code read: SeanLee97/AnglE.
-Relations: sentence-transformers' AnglELoss is this term alone; conf/loss/angle.yaml adds CoSENT, as the paper does; the
-paper's third term, in-batch negatives, is left out.
+Relations: sentence-transformers' AnglELoss is this term alone; conf/loss/angle.yaml adds the paper's other two, CoSENT
+(cosent.py) and in-batch negatives (nt_xent.py, ScoredNTXent).
 """
 
 from torch import Tensor
