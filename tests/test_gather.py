@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.device_mesh import init_device_mesh
 
+from making import model
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
 from unitsphere.training.gather import gather
+from unitsphere.training.sharding import shard, whole
 from unitsphere.types import Batch, Embeddings
 
 N, D = 6, 5
@@ -65,3 +68,29 @@ def test_two_ranks_have_the_gradient_of_one(loss):
 def test_one_process_is_left_alone():
     e = made(list(range(N)), start_weight())
     assert gather(e) is e
+
+
+def sharding_worker(rank, port, results):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    embedder = model(dropout=0.0)
+    before = {name: weight.clone() for name, weight in embedder.state_dict().items()}
+    vectors = embedder.encode(["a tree", "sort an array"])
+    shard(embedder, InfoNCE(), init_device_mesh("cpu", (2,)))
+    mine = sum(p.to_local().numel() for p in embedder.parameters())
+    same = torch.equal(torch.from_numpy(embedder.encode(["a tree", "sort an array"])), torch.from_numpy(vectors))
+    weights = whole(embedder)
+    complete = weights.keys() == before.keys() and all(torch.equal(weights[k], before[k]) for k in before)
+    results[rank] = (mine / sum(weight.numel() for weight in before.values()), same, complete)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_sharded_weights_are_divided_and_encode_the_same():
+    results = mp.get_context("spawn").Manager().dict()
+    mp.spawn(sharding_worker, args=(30500 + os.getpid() % 1000, results), nprocs=2)
+    shares = [results[rank][0] for rank in range(2)]
+    assert sum(shares) == pytest.approx(1) and max(shares) < 0.7
+    assert all(results[rank][1] for rank in range(2))
+    assert results[0][2]  # rank 0 alone gets the whole

@@ -265,16 +265,56 @@ def test_several_seeds_and_losses_in_one_command(pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_like_one(pairs, tmp_path):
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_two_ranks_train_like_one(pairs, tmp_path, trainer):
     """Two processes that Lightning starts, without dropout: the same curves, one folder, the same model."""
     curves, models = [], []
-    for devices, strategy in ((1, "auto"), (2, "ddp")):
-        line = overrides(pairs, tmp_path / strategy, f"trainer.devices={devices}", f"trainer.strategy={strategy}")
+    for option in ("default", trainer):
+        line = overrides(pairs, tmp_path / option, f"trainer={option}", "encoder.depth=2", "embedder.projection_dim=16")
         command("train", *line, "encoder.dropout=0", "trainer.threads=1")
-        runs = [Run(f.parent) for f in (tmp_path / strategy).rglob("run.json")]
+        runs = [Run(f.parent) for f in (tmp_path / option).rglob("run.json")]
         assert len(runs) == 1 and runs[0].info["status"] == "done"
         table = pd.read_csv(runs[0].folder / "metrics.csv")
         curves.append(table[table.metric == "train/loss"].value.to_numpy())
         models.append(artefact.load(runs[0].folder).encode(["a red fish", "x"]))
     assert curves[0] == pytest.approx(curves[1], abs=1e-4) and len(curves[0]) == 12
     assert models[0] == pytest.approx(models[1], abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_a_killed_run_of_two_ranks_resumes_to_the_same_numbers(pairs, tmp_path, trainer):
+    settings = (f"trainer={trainer}", "trainer.threads=1", "trainer.max_steps=40")
+    folder = killed(overrides(pairs, tmp_path / "cut", *settings), tmp_path / "cut", 6)
+    command("train", f"resume={folder}")
+    command("train", *overrides(pairs, tmp_path / "whole", *settings))
+    (whole,) = (Run(f.parent) for f in (tmp_path / "whole").rglob("run.json"))
+    resumed = Run(folder)
+    assert resumed.info["status"] == "done" and resumed.info["steps"] == 40
+    assert resumed.metrics == pytest.approx(whole.metrics, abs=1e-6)
+    assert [look["step"] for look in resumed.info["looks"]] == [look["step"] for look in whole.info["looks"]]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("trainer.cache_rows=4",), "cache_rows does not go with trainer=fsdp"),
+        (("loss=mlm", "eval=none", "select=last"), "divides the encoder's weights only"),
+    ],
+)
+def test_sharding_refuses_what_it_cannot_do(pairs, tmp_path, more, message):
+    line = overrides(pairs, tmp_path, "trainer=fsdp", "trainer.devices=1", *more)
+    done = command("train", *line, check=False)
+    assert done.returncode == 2 and message in done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp", "deepspeed"])
+def test_every_strategy_starts_on_gpus(pairs, tmp_path, trainer):
+    if trainer == "deepspeed":
+        pytest.importorskip("deepspeed", reason="not a dependency: pip install deepspeed")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    command("train", *overrides(pairs, tmp_path, f"trainer={trainer}", "trainer.accelerator=gpu"))
+    (run,) = (Run(f.parent) for f in tmp_path.rglob("run.json"))
+    assert run.info["status"] == "done" and artefact.load(run.folder).encode(["a"]).shape[0] == 1

@@ -162,7 +162,7 @@ def _set_dropout(config: Any, p: float) -> None:
             setattr(config, name, p)
 
 
-def _layer_list(model: Any) -> tuple[Any, str]:
+def layer_list(model: Any) -> tuple[Any, str]:
     """Where a model keeps its transformer layers: the module and the attribute that holds the ModuleList."""
     count = model.config.num_hidden_layers
     for module in model.modules():
@@ -173,7 +173,7 @@ def _layer_list(model: Any) -> tuple[Any, str]:
 
 
 def _keep_layers(model: Any, layers: Sequence[int]) -> None:
-    module, name = _layer_list(model)
+    module, name = layer_list(model)
     old, count = getattr(module, name), model.config.num_hidden_layers
     if not layers or not all(0 <= i < count for i in layers):
         raise UsageError(f"encoder.layers={list(layers)}: the model has layers 0 to {count - 1}.")

@@ -21,7 +21,7 @@ class NTXent(Loss):
         mask_duplicates: Views of an equal text of another row are left out of the sum.
     """
 
-    needs = ("anchor",)
+    needs: tuple[str, ...] = ("anchor",)
     views = 2
 
     def __init__(self, temperature: float = 0.05, mask_duplicates: bool = True):

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from unitsphere.embedder import Embedder
+from unitsphere.errors import UsageError
 from unitsphere.evaluation.geometry import mean_cosine
 from unitsphere.evaluation.score import score
 from unitsphere.training.chunks import LengthSorted, embeddings
 from unitsphere.training.gather import gather
+from unitsphere.training.sharding import shard
 from unitsphere.types import Batch, Evaluator, Loss, Result
 
 
@@ -31,6 +33,17 @@ class EmbeddingModule(pl.LightningModule):
         self.loss: Any = loss
         self.optim = optim
         self.dev = dev
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh
+        if mesh is None:
+            return
+        trainer: Any = self.trainer
+        if trainer.cache_rows is not None:  # ranks with unequal numbers of passes would wait for ever
+            raise UsageError(
+                "trainer.cache_rows and trainer=fsdp do not go together; encoder.gradient_checkpointing does"
+            )
+        shard(self.embedder, self.loss, mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         trainer: Any = self.trainer

@@ -29,6 +29,7 @@ from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
 from unitsphere.training.module import EmbeddingModule
 from unitsphere.training.selection import LAST_STEP
+from unitsphere.training.sharding import sharded, whole
 from unitsphere.types import Evaluator, Loss, Result
 
 LAST = "checkpoints/last.ckpt"
@@ -108,9 +109,13 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    weights = whole(embedder) if sharded(embedder) else None
     if not run.writes:
         return {}
 
+    if weights is not None:  # the other ranks are gone: from here on rank 0 has it all
+        embedder = build_embedder(config, device)
+        embedder.load_state_dict(weights)
     embedder.to(device)  # Lightning leaves it on the CPU
     selection = trainer.checkpoint_callback
     run.note(

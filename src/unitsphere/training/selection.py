@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import save_file
 
 from unitsphere.errors import UsageError
+from unitsphere.training.sharding import whole
 
 LAST_STEP = "last"  # a `metric` that means: do not look at dev, take the last step
 
@@ -103,9 +104,9 @@ class Selection(Checkpoint):
         if better:
             self.best_step = trainer.global_step
             self.selected = {"metric": f"dev/{metric}", "value": value}
+            weights = whole(module.embedder)
             if trainer.is_global_zero:
                 file = self._folder(trainer) / "best.safetensors"
-                weights = {k: v.detach().cpu().contiguous() for k, v in module.embedder.state_dict().items()}
                 save_file(weights, file.with_suffix(".writing"))
                 file.with_suffix(".writing").replace(file)
 

@@ -1,0 +1,41 @@
+"""Weights, gradients and optimiser state divided among the ranks (FSDP2), for encoders that one GPU cannot hold.
+
+Paper: Zhao et al. 2023, PyTorch FSDP, https://arxiv.org/abs/2304.11277. Code read: torch.distributed.fsdp.fully_shard.
+A transformer layer is gathered just before it computes and let go after; gradients are the mean over ranks, as in DDP.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from unitsphere.embedder import Embedder
+from unitsphere.encoders.transformer import layer_list
+from unitsphere.errors import UsageError
+from unitsphere.types import Loss
+
+
+def shard(embedder: Embedder, loss: Loss, mesh: Any) -> None:
+    """Divide an embedder's weights, layer by layer, in place.
+
+    Raises:
+        UsageError: The loss has networks of its own: they would share the encoder's weights or read its layers apart.
+    """
+    if next(iter(loss.parameters()), None) is not None:  # type: ignore[attr-defined]
+        raise UsageError("trainer=fsdp divides the encoder's weights only, and this loss has some too: use trainer=ddp")
+    layers, name = layer_list(embedder.encoder.model)
+    for layer in getattr(layers, name):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(embedder, mesh=mesh)
+
+
+def sharded(embedder: Embedder) -> bool:
+    """Whether each rank has only a part of the weights."""
+    return isinstance(embedder, FSDPModule)
+
+
+def whole(embedder: Embedder) -> dict[str, Tensor]:
+    """All weights on the CPU. Every rank must call this; where they are sharded, rank 0 alone gets them."""
+    state: Any = get_model_state_dict(embedder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: weight.contiguous() for name, weight in state.items()}
