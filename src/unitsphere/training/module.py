@@ -40,9 +40,7 @@ class EmbeddingModule(pl.LightningModule):
             return
         trainer: Any = self.trainer
         if trainer.cache_rows is not None:  # ranks with unequal numbers of passes would wait for ever
-            raise UsageError(
-                "trainer.cache_rows and trainer=fsdp do not go together; encoder.gradient_checkpointing does"
-            )
+            raise UsageError("trainer.cache_rows does not go with trainer=fsdp; encoder.gradient_checkpointing does")
         shard(self.embedder, self.loss, mesh["data_parallel"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
