@@ -1,8 +1,9 @@
-"""Write the two unlabelled files of these studies, one text a line: `python texts.py FOLDER`, with UNITSPHERE_DATA set.
+"""Write the files of these studies: `python texts.py FOLDER`, with UNITSPHERE_DATA set.
 
 `sentences.txt`: Wikipedia sentences and those of SNLI's development set, without any that is in an STS or SICK test or
 development file. `transfer.txt`: 7,680 texts in random order, two thirds of them sentences, one third docstrings
-(summaries and bodies) of the packages that data=docstrings trains on.
+(summaries and bodies) of the packages that data=docstrings trains on. Both one text a line. `entailment.jsonl`: SNLI's
+development pairs with score 1 for entailment and 0 for contradiction, without the neutral ones.
 """
 
 import gzip
@@ -49,6 +50,14 @@ def main(folder: Path) -> None:
     for name, texts in (("sentences.txt", general), ("transfer.txt", transfer)):
         (folder / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
         print(folder / name, len(texts))
+    with (data / "snli-dev/pairs.jsonl").open(encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if row["label"] != "neutral"]
+    pairs = [
+        {"sentence1": row["sentence1"], "sentence2": row["sentence2"], "score": float(row["label"] == "entailment")}
+        for row in rows
+    ]
+    (folder / "entailment.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    print(folder / "entailment.jsonl", len(pairs))
 
 
 main(Path(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""`unitsphere table PATH…`: runs as a paper's table, with what is unequal among them."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from unitsphere.errors import UsageError
+
+USAGE = """unitsphere table PATH… [key=value …]
+
+Arranges the runs in these folders (and below them) as a table: mean ± sd over seeds, best and second, differences from
+a baseline with significance, and a list of what is unequal among the runs. An evaluation of a run counts with that
+run's settings.
+
+  rows=loss,pooling      groups and keys that make the rows; by default all in which the runs differ
+  cols=pooling           the same for columns, with one metric
+  metric=docstrings/mrr@10,sts/avg   names or patterns (sts/*, */ndcg@10); sts is the seven tasks and their mean;
+                         by default the primary one; of test unless before/, last/ or dev/ stands before it
+  baseline=loss=simcse   the row to compare with; baseline=before compares each model with itself untrained
+  layout=ablation        rows say only in what they depart from the baseline
+  out=FOLDER/NAME        also write NAME.md, NAME.tex, NAME.csv and NAME.html
+  mix=true               allow runs that measured in different ways
+
+Significance: a paired bootstrap over queries or pairs (2,000 samples), and a paired t-test over seeds with Cohen's d.
+
+  unitsphere table outputs/sweeps/train/20261124-212000 rows=loss cols=pooling
+  unitsphere table outputs rows=loss metric=sts baseline=loss=simcse out=experiments/losses/table
+"""
+OPTIONS = ("rows", "cols", "metric", "baseline", "layout", "out", "mix")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        sys.stdout.write(USAGE)
+        sys.exit(0 if arguments else 2)
+    paths = [a for a in arguments if Path(a).exists() or "=" not in a]
+    options: dict[str, str] = {}
+    for argument in (a for a in arguments if a not in paths):
+        key, _, value = argument.partition("=")
+        if key not in OPTIONS:
+            raise UsageError(f"table: {argument!r} is not understood; {'=…, '.join(OPTIONS)}=… are.")
+        options[key] = value
+    if not paths:
+        raise UsageError("table: name one or more folders of runs, e.g. outputs")
+    show(paths, options)
+
+
+def show(paths: Sequence[str], options: Mapping[str, str]) -> None:
+    """Read, arrange, print and write."""
+    from unitsphere.report import render
+    from unitsphere.report.records import find
+    from unitsphere.report.sheet import ablation, sheet
+    from unitsphere.report.table import show as printed
+    from unitsphere.runs import write
+
+    if options.get("layout", "grid") not in ("grid", "ablation"):
+        raise UsageError(f"table: layout={options['layout']}: grid or ablation would fit.")
+    if options.get("mix", "false") not in ("true", "false"):
+        raise UsageError(f"table: mix={options['mix']}: true or false would fit.")
+    made = sheet(
+        find(paths),
+        rows=_listed(options["rows"]) if "rows" in options else None,
+        cols=_listed(options.get("cols", "")),
+        metrics=_listed(options.get("metric", "")),
+        baseline=_baseline(options.get("baseline")),
+        mix=options.get("mix") == "true",
+    )
+    if options.get("layout") == "ablation":
+        made = ablation(made)
+    printed(render.terminal(made))
+    if "out" in options:
+        from unitsphere.report.page import page
+
+        out = Path(options["out"])
+        out.parent.mkdir(parents=True, exist_ok=True)
+        forms = {"md": render.markdown, "tex": render.latex, "csv": render.csv}
+        for ending, form in forms.items():
+            write(out.with_name(f"{out.name}.{ending}"), form(made))
+        write(out.with_name(f"{out.name}.html"), page(made, out.name))
+        printed(f"written: {out}.md, .tex, .csv, .html")
+
+
+def _listed(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _baseline(text: str | None) -> Mapping[str, str] | str | None:
+    if text is None or "=" not in text:
+        return text
+    return {part.partition("=")[0]: part.partition("=")[2] for part in text.split(",")}

@@ -1,0 +1,135 @@
+"""A sheet as terminal output, Markdown, LaTeX (booktabs) and CSV."""
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from unitsphere.report.sheet import Cell, Sheet
+from unitsphere.report.table import shown
+
+LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+NOTE = "x 100 but for geometry; mean ± sd (number of seeds); best bold, second underlined"
+DIFFERENCE = ("difference", "95% interval", "p, items", "p, seeds", "effect, seeds")
+
+
+def number(cell: Cell) -> str:
+    """`54.90 ± 0.45 (3)`."""
+    if cell.mean is None:
+        return "-"
+    spread = "" if cell.sd is None else f" ± {shown(cell.metric, cell.sd)} ({len(cell.runs)})"
+    return shown(cell.metric, cell.mean) + spread
+
+
+def differences(sheet: Sheet) -> list[tuple[str, ...]]:
+    """One line a cell that was compared: its row, its column, and what `DIFFERENCE` names."""
+    lines: list[tuple[str, ...]] = []
+    for row, cells in sheet.rows.items():
+        for column, cell in zip(sheet.columns, cells, strict=True):
+            d = cell.difference
+            if d is not None:
+                low, high = (None if v is None else shown(cell.metric, v, "+") for v in (d.low, d.high))
+                interval = "-" if low is None else f"{low} to {high}"
+                effect = "-" if d.effect is None else f"{d.effect:.2f}"
+                value = shown(cell.metric, d.value, "+")
+                lines.append((" ".join(row), column, value, interval, _p(d.p_items), _p(d.p_seeds), effect))
+    return lines
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def against(sheet: Sheet) -> str:
+    """What the differences are from."""
+    return "the untrained model" if sheet.baseline == "before" else " ".join(sheet.baseline or ())
+
+
+def terminal(sheet: Sheet) -> Group:
+    """For the screen."""
+    table = Table(title=NOTE, title_justify="left")
+    for heading in sheet.headings:
+        table.add_column(heading)
+    for column in sheet.columns:
+        table.add_column(column, justify="right")
+    style = {0: "", 1: "bold", 2: "underline"}
+    for row, cells in sheet.rows.items():
+        table.add_row(*row, *(Text(number(cell), style=style[cell.place]) for cell in cells))
+    parts: list[Table | Text] = [table]
+    if sheet.baseline is not None:
+        compared = Table(title=f"differences from {against(sheet)}", title_justify="left")
+        for heading in ("", "metric", *DIFFERENCE):
+            compared.add_column(heading, justify="left" if heading in ("", "metric") else "right")
+        for line in differences(sheet):
+            compared.add_row(*line)
+        parts.append(compared)
+    return Group(*parts, *(Text(f"note: {note}") for note in sheet.notes))
+
+
+def markdown(sheet: Sheet) -> str:
+    """For a README."""
+    mark: dict[int, Callable[[str], str]] = {0: str, 1: "**{}**".format, 2: "<u>{}</u>".format}
+
+    def lines(headings: tuple[str, ...], left: int, rows: list[tuple[str, ...]]) -> list[str]:
+        rule = ["---"] * left + ["---:"] * (len(headings) - left)
+        return [
+            f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in (headings, tuple(rule), *rows)
+        ]
+
+    body = [(*row, *(mark[cell.place](number(cell)) for cell in cells)) for row, cells in sheet.rows.items()]
+    text = [f"{NOTE}.", "", *lines((*sheet.headings, *sheet.columns), len(sheet.headings), body)]
+    if sheet.baseline is not None:
+        text += ["", f"Differences from {against(sheet)}:", ""]
+        text += lines(("", "metric", *DIFFERENCE), 2, differences(sheet))
+    if sheet.notes:
+        text += ["", *(f"- {note}" for note in sheet.notes)]
+    return "\n".join(text) + "\n"
+
+
+def latex(sheet: Sheet) -> str:
+    """A booktabs tabular; the notes are comments."""
+    mark: dict[int, Callable[[str], str]] = {0: str, 1: r"\textbf{{{}}}".format, 2: r"\underline{{{}}}".format}
+
+    def escaped(text: str) -> str:
+        return "".join(LATEX.get(c, c) for c in text)
+
+    def of(cell: Cell) -> str:
+        mean, _, spread = number(cell).partition(" ± ")
+        return mark[cell.place](mean) + (f" $\\pm$ {spread}" if spread else "")
+
+    rows = [
+        " & ".join([*map(escaped, row), *(of(cell) for cell in cells)]) + r" \\" for row, cells in sheet.rows.items()
+    ]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs}",
+            *(f"% {note}" for note in (NOTE, *sheet.notes)),
+            rf"\begin{{tabular}}{{{'l' * len(sheet.headings)}{'r' * len(sheet.columns)}}}",
+            r"\toprule",
+            " & ".join(map(escaped, (*sheet.headings, *sheet.columns))) + r" \\",
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def csv(sheet: Sheet) -> str:
+    """One line a cell, raw values, with seeds and run folders."""
+    lines: list[Mapping[str, object]] = []
+    for row, cells in sheet.rows.items():
+        for column, cell in zip(sheet.columns, cells, strict=True):
+            d = cell.difference
+            lines.append(
+                dict(zip(sheet.headings, row, strict=True))
+                | {"column": column, "metric": cell.metric, "mean": cell.mean, "sd": cell.sd, "n": len(cell.runs)}
+                | {"seeds": " ".join(str(r.seed) for r in cell.runs)}
+                | ({} if d is None else {"difference": d.value, "low": d.low, "high": d.high})
+                | ({} if d is None else {"p_items": d.p_items, "p_seeds": d.p_seeds, "effect": d.effect})
+                | {"runs": " ".join(str(r.folder) for r in cell.runs)}
+            )
+    return pd.DataFrame(lines).to_csv(index=False)

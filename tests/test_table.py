@@ -1,0 +1,329 @@
+"""Tables over made-up run folders: the statistics, the layouts, and each planted fault is found."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from conftest import command
+from unitsphere.errors import UsageError
+from unitsphere.report import page, render
+from unitsphere.report.records import find
+from unitsphere.report.sheet import ablation, sheet
+from unitsphere.report.significance import difference
+
+METRIC = "docs/mrr@10"
+PROTOCOL = {"docs": {"kind": "retrieval", "max_length": 32, "queries": 300}, "sts": {"kind": "sts"}}
+
+
+def items(rng, level, n=300):
+    return pd.DataFrame({"query": [f"q{i}" for i in range(n)], "mrr@10": np.clip(rng.normal(level, 0.3, n), 0, 1)})
+
+
+def pairs(rng, noise, n=400):
+    gold = np.random.default_rng(5).uniform(0, 5, n)
+    return pd.DataFrame(
+        {
+            "sentence1": [f"a{i}" for i in range(n)],
+            "sentence2": [f"b{i}" for i in range(n)],
+            "score": gold,
+            "prediction": gold + rng.normal(0, noise, n),
+        }
+    )
+
+
+def made(folder, loss="infonce", pooling="mean", seed=1, level=0.5, temperature=0.05, noise=2.0, **info):
+    """A run folder as `train` leaves it, without a model."""
+    rng = np.random.default_rng([seed, round(1000 * level), len(loss), len(pooling)])
+    folder = folder / f"{loss}-{pooling}-{seed}-{len(list(folder.glob('*'))) if folder.exists() else 0}"
+    of_stage = {stage: items(rng, level - drop) for stage, drop in (("test", 0), ("before", 0.2), ("last", 0.01))}
+    sts = {"sts-sts12": pairs(rng, noise), "sts-stsb": pairs(rng, noise / 2)}
+    metrics = {f"{stage}/{METRIC}": table["mrr@10"].mean() for stage, table in of_stage.items()}
+    metrics |= {
+        f"test/sts/{k.removeprefix('sts-')}": float(stats.spearmanr(t.prediction, t.score).statistic)
+        for k, t in sts.items()
+    }
+    metrics["test/sts/avg"] = (metrics["test/sts/sts12"] + metrics["test/sts/stsb"]) / 2
+    metrics |= {f"dev/{METRIC}": metrics[f"test/{METRIC}"] + 0.02, "test/geometry/uniformity": -2.0 - level}
+    for stage, table in of_stage.items():
+        (folder / "scores" / stage).mkdir(parents=True)
+        table.to_parquet(folder / "scores" / stage / "docs.parquet")
+    for name, table in sts.items():
+        table.to_parquet(folder / "scores" / "test" / f"{name}.parquet")
+    record = {
+        "status": "done",
+        "choices": {"loss": loss, "pooling": pooling, "experiment": None},
+        "started": f"2026-01-01T00:00:{len(list(folder.parent.iterdir())):02}",
+        "versions": {"torch": "2.13.0"},
+        "git": {"commit": "a" * 40, "dirty": False},
+        "data": {"name": "docs", "train": {"rows": 9, "sha256": "1" * 64}},
+        "looks": [{"step": s, "metrics": {}} for s in (0, 5, 10)],
+        "protocol": PROTOCOL,
+        "primary": METRIC,
+    }
+    config = {"loss": {"_target_": f"x.{loss}", "temperature": temperature}, "pooling": {"_target_": "y"}, "seed": seed}
+    (folder / "run.json").write_text(json.dumps(record | info))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"name": folder.name}))
+    return folder
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """2 losses x 2 poolings x 3 seeds; infonce with mean pooling is best."""
+    for loss in ("infonce", "simcse"):
+        for pooling in ("mean", "cls"):
+            for seed in (1, 2, 3):
+                level = 0.4 + 0.1 * (loss == "infonce") + 0.05 * (pooling == "mean")
+                made(tmp_path, loss, pooling, seed, level)
+    return tmp_path
+
+
+def test_rows_are_what_differs_and_cells_are_mean_and_sd_over_seeds(grid):
+    table = sheet(find([grid]))
+    assert table.headings == ("loss", "pooling") and table.columns == (METRIC,)
+    values = [r.metrics[f"test/{METRIC}"] for r in find([grid]) if r.setting("loss") == "simcse"][:3]
+    (cell,) = table.rows["simcse", "cls"]
+    assert cell.mean == pytest.approx(np.mean(values)) and cell.sd == pytest.approx(np.std(values, ddof=1))
+    assert [cells[0].place for cells in table.rows.values()] == [2, 1, 0, 0]
+    assert table.notes == ("checkpoints chosen by dev, 3 looks a run; " + table.notes[0].split("; ", 1)[1],)
+    assert "dev - test +2.00 on average" in table.notes[0]
+
+
+def test_columns_of_a_key(grid):
+    table = sheet(find([grid]), rows=["loss"], cols=["pooling"])
+    assert table.columns == ("cls", "mean") and list(table.rows) == [("infonce",), ("simcse",)]
+    assert [c.place for c in table.rows["infonce",]] == [1, 1]
+
+
+def test_less_is_better_where_it_is(grid):
+    table = sheet(find([grid]), metrics=["geometry/uniformity"])
+    assert table.rows["infonce", "mean"][0].place == 1 and "-2.550" in render.number(table.rows["infonce", "mean"][0])
+
+
+def test_patterns_of_metrics_and_stages(grid):
+    assert sheet(find([grid]), metrics=["sts/sts*"]).columns == ("sts/sts12", "sts/stsb")
+    assert sheet(find([grid]), metrics=["last/docs/*"]).columns == (f"last/{METRIC}",)
+    with pytest.raises(UsageError, match=r"metric=nothing: no run has it\. There are docs/mrr@10"):
+        sheet(find([grid]), metrics=["nothing"])
+
+
+def by(folder, **settings):
+    return [r for r in find([folder]) if all(r.setting(k) == v for k, v in settings.items())]
+
+
+def test_the_interval_of_a_mean_is_scipys(grid):
+    a, b = by(grid, loss="simcse", pooling="cls"), by(grid, loss="infonce", pooling="cls")
+    mean = [
+        np.mean([pd.read_parquet(r.folder / "scores/test/docs.parquet")["mrr@10"] for r in group], axis=0)
+        for group in (a, b)
+    ]
+    expected = stats.bootstrap((mean[1] - mean[0],), np.mean, method="percentile", rng=0).confidence_interval
+    found = difference(a, b, f"test/{METRIC}", f"test/{METRIC}")
+    assert found.value == pytest.approx((mean[1] - mean[0]).mean(), abs=1e-9)
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.003)
+    assert found.p_items == pytest.approx(1 / 1000.5, rel=1e-6)  # no resample was on the other side
+    values = [[r.metrics[f"test/{METRIC}"] for r in group] for group in (a, b)]
+    assert found.p_seeds == pytest.approx(stats.ttest_rel(values[1], values[0]).pvalue)
+    deltas = np.subtract(values[1], values[0])
+    assert found.effect == pytest.approx(deltas.mean() / deltas.std(ddof=1))
+
+
+def test_p_of_equal_models_is_that_of_a_paired_t_test(tmp_path):
+    a, b = ([read] for read in find([made(tmp_path, "x", level=0.50), made(tmp_path, "yy", level=0.50)]))
+    found = difference(a, b, f"test/{METRIC}", f"test/{METRIC}")
+    x, y = (pd.read_parquet(g[0].folder / "scores/test/docs.parquet")["mrr@10"] for g in (a, b))
+    assert found.p_items == pytest.approx(stats.ttest_rel(x, y).pvalue, abs=0.05)
+
+
+@pytest.mark.parametrize("metric", ["test/sts/sts12", "test/sts/avg"])
+def test_the_interval_of_spearman_is_that_of_resampled_pairs(tmp_path, metric):
+    a, b = ([read] for read in find([made(tmp_path, "x", noise=3.0), made(tmp_path, "yy", noise=2.0)]))
+    found = difference(a, b, metric, metric)
+    tasks = ["sts12", "stsb"] if metric.endswith("avg") else ["sts12"]
+    rng, drawn = np.random.default_rng(0), []
+    tables = {
+        (g, t): pd.read_parquet(r[0].folder / f"scores/test/sts-{t}.parquet")
+        for g, r in enumerate((a, b))
+        for t in tasks
+    }
+    for _ in range(400):
+        rows, rho = rng.integers(0, 400, 400), {}
+        for key, table in tables.items():
+            some = table.iloc[rows]
+            rho[key] = stats.spearmanr(some.prediction, some.score).statistic
+        drawn.append(np.mean([rho[1, t] - rho[0, t] for t in tasks]))
+    assert found.value == pytest.approx(b[0].metrics[metric] - a[0].metrics[metric])
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.015)
+
+
+def test_a_baseline_row_and_the_untrained_model(grid):
+    table = sheet(find([grid]), baseline={"loss": "simcse", "pooling": "cls"})
+    assert table.rows["simcse", "cls"][0].difference is None
+    assert table.rows["infonce", "mean"][0].difference.value == pytest.approx(0.14, abs=0.03)
+    trained = sheet(find([grid]), baseline="before").rows["simcse", "cls"][0].difference
+    assert trained.value == pytest.approx(0.18, abs=0.04) and trained.p_items < 0.01
+    with pytest.raises(UsageError, match="baseline=loss=simcse names 2 rows"):
+        sheet(find([grid]), baseline={"loss": "simcse"})
+    with pytest.raises(UsageError, match="optim is no row or column here"):
+        sheet(find([grid]), baseline={"optim": "adamw"})
+    with pytest.raises(UsageError, match="baseline=full: before, or key=value"):
+        sheet(find([grid]), baseline="full")
+
+
+def test_in_a_grid_the_baseline_is_of_the_same_column_unless_it_names_one(grid):
+    table = sheet(find([grid]), ["loss"], ["pooling"], baseline={"loss": "simcse"})
+    assert [c.difference is None for c in table.rows["simcse",]] == [True, True]
+    one = sheet(find([grid]), ["loss"], ["pooling"], baseline={"loss": "simcse", "pooling": "cls"})
+    assert [c.difference is None for c in one.rows["simcse",]] == [True, False]
+
+
+def test_an_ablation_says_what_departs_from_the_full_model(grid):
+    table = ablation(sheet(find([grid]), baseline={"loss": "infonce", "pooling": "mean"}))
+    assert list(table.rows) == [("full",), ("pooling = cls",), ("loss = simcse, pooling = cls",), ("loss = simcse",)]
+    with pytest.raises(UsageError, match="needs the full model"):
+        ablation(sheet(find([grid])))
+
+
+@pytest.mark.parametrize(
+    ("fault", "note"),
+    [
+        ({"versions": {"torch": "2.9.0"}}, "torch is not the same: 2.13.0 (11) · 2.9.0 (1)"),
+        ({"data": {"train": {"sha256": "2" * 64}}}, "train data is not the same: 1111111 (11) · 2222222 (1)"),
+        ({"git": {"commit": "b" * 40, "dirty": False}}, "commit is not the same: aaaaaaa (11) · bbbbbbb (1)"),
+        ({"git": {"commit": "a" * 40, "dirty": True}}, "uncommitted changes in the code of simcse-mean-7"),
+        ({"threads": 1, "processor": "x"}, None),
+        ({"temperature": 0.1}, "loss.temperature differs outside the table's axes: 0.05 (11) · 0.1 (1)"),
+        ({"seed": 7}, "simcse × mean has seeds 1, 2, 7; most have 1, 2, 3"),
+        ({"status": "failed"}, "is failed"),
+    ],
+)
+def test_each_inequality_is_named(grid, fault, note):
+    (old,) = by(grid, loss="simcse", pooling="mean", seed="3")
+    shutil.rmtree(old.folder)
+    fault = {"seed": 3} | fault
+    if fault["seed"] == 7:
+        made(grid, "simcse", "mean", level=0.45, **fault)
+    else:
+        made(grid, "simcse", "mean", level=0.45, **fault).rename(grid / "simcse-mean-7")
+    notes = "\n".join(sheet(find([grid]), rows=["loss"], cols=["pooling"]).notes)
+    assert notes.count("\n") == 0 if note is None else note in notes
+
+
+def test_missing_cells_and_runs_done_twice_are_named(grid):
+    for record in by(grid, loss="simcse", pooling="mean"):
+        shutil.rmtree(record.folder)
+    made(grid, "infonce", "mean", 1, level=0.3)
+    table = sheet(find([grid]), rows=["loss"], cols=["pooling"])
+    assert "missing cells: simcse × mean" in table.notes
+    assert any(note.startswith("run twice, the last is shown") for note in table.notes)
+    assert len(table.rows["infonce",][1].runs) == 3 and render.number(table.rows["simcse",][1]) == "-"
+
+
+def test_protocols_are_not_mixed_unless_it_is_allowed(grid):
+    made(grid, "triplet", "mean", 1, protocol={"docs": PROTOCOL["docs"] | {"max_length": 64}})
+    with pytest.raises(UsageError, match="did not measure docs in the same way: max_length is 32 and 64"):
+        sheet(find([grid]))
+    assert ("triplet", "mean") in sheet(find([grid]), mix=True).rows
+    assert sheet(find([grid]), metrics=["sts/avg"]).rows  # that one was measured in one way
+
+
+def test_an_evaluation_has_the_settings_of_the_run_it_scored(grid, tmp_path):
+    (run,) = by(grid, loss="simcse", pooling="cls", seed="2")
+    folder = tmp_path / "evaluations" / "eval"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"status": "done", "primary": METRIC, "protocol": PROTOCOL}))
+    (folder / "metrics.json").write_text(json.dumps({f"test/{METRIC}": 0.9}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": str(run.folder)}))
+    (record,) = find([folder])
+    assert (record.setting("loss"), record.seed, record.metrics) == ("simcse", 2, {f"test/{METRIC}": 0.9})
+
+
+def test_markdown_latex_and_csv(grid):
+    table = sheet(find([grid]), baseline={"loss": "simcse", "pooling": "cls"}, metrics=[METRIC, "geometry/*"])
+    text = render.markdown(table)
+    first = render.number(table.rows["infonce", "mean"][0])
+    assert f"| infonce | mean | **{first}** | **-2.550 ± 0.000 (3)** |" in text and "<u>" in text
+    assert all(line.count("|") in (0, 5, 8) for line in text.splitlines())
+    tex = render.latex(table)
+    assert r"loss & pooling & docs/mrr@10 & geometry/uniformity \\" in tex and tex.count(r"\\") == 5
+    assert r"\textbf{" + first.split(" ")[0] + r"} $\pm$" in tex
+    rows = pd.read_csv(pd.io.common.StringIO(render.csv(table)))
+    assert len(rows) == 8 and set(rows.n) == {3} and rows.difference.isna().sum() == 2
+    assert rows["mean"][0] == table.rows["infonce", "cls"][0].mean
+
+
+def test_latex_escapes():
+    assert render.latex(sheet_of_names("a_b & 50%")).count(r"a\_b \& 50\%") == 1
+
+
+def sheet_of_names(name):
+    from unitsphere.report.sheet import Cell, Sheet
+
+    return Sheet(("name",), ("m",), {(name,): (Cell("test/a/m", (), 0.5, None),)}, ())
+
+
+def test_the_page_is_whole_and_escapes(grid):
+    text = page.page(sheet(find([grid]), metrics=["docs/*"], baseline="before"), "a <table>")
+    assert not re.search(r"""(src|href)=["']?http|@import|url\(h""", text)
+    assert "a &lt;table&gt;" in text and text.count("<svg") == 1 and text.count("<tr>") == 10
+    assert text == page.page(sheet(find([grid]), metrics=["docs/*"], baseline="before"), "a <table>")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_page_opens_in_a_browser_without_errors(grid, tmp_path):
+    file = tmp_path / "t.html"
+    file.write_text(page.page(sheet(find([grid])), "t"))
+    done = subprocess.run(
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            f"file://{file}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "<svg" in done.stdout and "CONSOLE" not in done.stderr
+
+
+def test_the_verb_prints_and_writes(grid, tmp_path):
+    done = command("table", str(grid), "rows=loss", "cols=pooling", f"out={tmp_path}/out/t", "baseline=loss=simcse")
+    assert "differences from simcse" in done.stdout and "infonce" in done.stdout
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"t.md", "t.tex", "t.csv", "t.html"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: no run is there, and no such folder"),
+        (["."], ".: no run is there."),
+        (["GRID", "colour=red"], "'colour=red' is not understood; rows=…, cols=…"),
+        (["GRID", "rows=optim.lr"], "no run has a group or key 'optim.lr'; they differ in loss, pooling"),
+        (["GRID", "cols=loss", "metric=sts/*"], "cols= takes one metric, and there are 3"),
+        (["GRID", "layout=cube"], "layout=cube: grid or ablation would fit"),
+        (["rows=loss"], "name one or more folders of runs"),
+    ],
+)
+def test_bad_usage_is_one_message(grid, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    line = [str(grid) if a == "GRID" else a for a in arguments]
+    done = command("table", *line, check=False, cwd=tmp_path / "empty")
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_torch_is_not_imported(grid):
+    code = f"import sys; sys.argv = ['unitsphere', 'table', {str(grid)!r}]; from unitsphere.cli.main import main; main(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
