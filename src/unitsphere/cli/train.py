@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unitsphere.cli import hydra_app
+from unitsphere.cli import hydra_app, sweep
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, cell, stamped, write
 
@@ -16,7 +17,11 @@ RUN_OF_RANKS = "UNITSPHERE_RUN_OF_RANKS"  # set by the first process of a run fo
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `train.py` and `unitsphere train`."""
-    hydra_app.run("train", job, sys.argv[1:] if arguments is None else arguments)
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    folder = Path(typed[0].partition("=")[2]) if len(typed) == 1 and typed[0].startswith("resume=") else None
+    if folder is not None and (folder / "multirun.yaml").exists():
+        typed = sweep.again(folder)
+    hydra_app.run("train", job, typed)
 
 
 def job(config: DictConfig) -> float:
@@ -33,32 +38,56 @@ def job(config: DictConfig) -> float:
         if others:
             raise UsageError(f"resume= goes on exactly as the run began; leave out {' '.join(others)}")
         return resume(config.resume)
-    sweep = Path(hydra.sweep.dir) if hydra.mode == RunMode.MULTIRUN else None
-    if sweep is not None and config.trainer.devices != 1:
-        raise UsageError("-m runs its cells in one process, so each has one device: leave out trainer.devices")
-    run = start(hydra_app.resolved(config), list(hydra.overrides.task), dict(hydra.runtime.choices), sweep)
-    return go(run)
+    if hydra.mode == RunMode.MULTIRUN:
+        return job_of_sweep(config, hydra)
+    return go(start(hydra_app.resolved(config), list(hydra.overrides.task), dict(hydra.runtime.choices)))
 
 
-def start(config: DictConfig, overrides: list[str], choices: dict[str, str], sweep: Path | None = None) -> Run:
+def job_of_sweep(config: DictConfig, hydra: Any) -> float:
+    """One cell: run it, go on with it, or leave it if it is done. What goes wrong in it is said, and ends no sweep."""
+    from unitsphere.report.table import show
+
+    folder, typed = Path(hydra.sweep.dir), list(hydra.overrides.task)
+    at_once = int(hydra.launcher.get("n_jobs") or 1)
+    try:
+        if config.trainer.devices != 1:
+            raise UsageError("a cell of -m has one device: leave out trainer.devices")
+        run = start(hydra_app.resolved(config), typed, dict(hydra.runtime.choices), folder, at_once)
+        if run.info["status"] == "done":
+            show(f"{run.folder}: done before")
+            return chosen_by(run)
+        return go(run)
+    except Exception as error:
+        show(f"this cell failed: {' '.join(typed)}: {error or type(error).__name__}")
+        return float("nan")
+    finally:
+        show(str(sweep.state(folder)))
+
+
+def start(
+    config: DictConfig, overrides: list[str], choices: dict[str, str], folder: Path | None = None, at_once: int = 1
+) -> Run:
     """Make the run's folder and save the configuration in it, first thing.
 
     Args:
         config: Resolved.
         overrides: What was typed.
         choices: Group -> option.
-        sweep: The folder of the sweep of which this run is a cell, if it is.
+        folder: Of the sweep of which this run is a cell, if it is; the cell is there already where it was run before.
+        at_once: Runs that share this machine's cores.
     """
     from unitsphere.training.trainer import make_concrete
 
-    make_concrete(config)
+    make_concrete(config, at_once)
     _make_absolute(config)
-    if sweep is not None:
-        run = Run.create(sweep, cell(config))
+    if folder is not None and (folder / cell(config) / "overrides.yaml").exists():
+        return Run.open(folder / cell(config))
+    if folder is not None:
+        run = Run.create(folder, cell(config))
     else:
         run = Run.create(Path(config.outputs) / config.name, stamped(f"s{config.seed}"))
     chosen = {group: option for group, option in choices.items() if "/" not in group}
-    run.note(status="created", name=config.name, choices=chosen, sweep=str(sweep) if sweep else None)
+    run.note(status="created", name=config.name, choices=chosen, sweep=str(folder) if folder else None)
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
     return run
@@ -108,8 +137,13 @@ def go(run: Run) -> float:
     if metrics:
         table.show(table.before_after(metrics, info["best_step"], info["steps"]))
     table.show(f"{run.folder}  ({info['wall_seconds']:.0f} s, {info['peak_memory_gib']} GiB)")
-    chosen_by = info["selected"]["value"]
-    return float("nan") if chosen_by is None else float(chosen_by)
+    return chosen_by(run)
+
+
+def chosen_by(run: Run) -> float:
+    """The dev metric of the chosen checkpoint; not a number where dev did not choose."""
+    value = run.info["selected"]["value"]
+    return float("nan") if value is None else float(value)
 
 
 if __name__ == "__main__":

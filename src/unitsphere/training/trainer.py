@@ -27,11 +27,16 @@ class Trainer(pl.Trainer):
         super().__init__(**kwargs)
 
 
-def make_concrete(config: DictConfig) -> None:
-    """Replace every `auto` of the trainer's settings by what this machine gives, so that the saved config has it."""
+def make_concrete(config: DictConfig, at_once: int = 1) -> None:
+    """Replace every `auto` of the trainer's settings by what this machine gives, so that the saved config has it.
+
+    Args:
+        config: Changed in place.
+        at_once: Runs that share the cores; -1 is one a core.
+    """
     gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
     automatic = {
-        "threads": cpu_threads(),
+        "threads": max(1, cpu_threads() // at_once) if at_once > 0 else 1,
         "precision": "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true",
         "chunks": 1 if gpu else 4,
     }

@@ -1,0 +1,148 @@
+"""Sweeps that survive: a cell is a folder named by its configuration, so a cell that is done is not run again, one that
+was cut goes on, and one that fails stops no other.
+
+`unitsphere sweep FOLDER` shows how far a sweep is.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from unitsphere.errors import UsageError
+from unitsphere.runs import Run
+
+USAGE = """unitsphere sweep FOLDER [watch=true]
+
+Shows the cells of a sweep that are done, running, failed, cut or not yet begun, and when the rest should be done.
+Cells that are not done are run by
+
+  python train.py resume=FOLDER
+"""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a sweep is.
+
+    Attributes:
+        cells: The runs that have begun.
+        statuses: Theirs.
+        total: All cells; None where the sweeper makes them up as it goes.
+        seconds_left: Estimated from the cells that are done; None before one is.
+    """
+
+    cells: tuple[Run, ...]
+    statuses: tuple[str, ...]
+    total: int | None
+    seconds_left: float | None
+
+    def count(self, *statuses: str) -> int:
+        return sum(status in statuses for status in self.statuses)
+
+    def __str__(self) -> str:
+        parts = [f"{self.count('done')} of {self.total or len(self.cells)} cells done"]
+        for status in ("running", "failed", "killed", "interrupted"):
+            if self.count(status):
+                parts.append(f"{self.count(status)} {status}")
+        if self.seconds_left:
+            end = time.strftime("%H:%M", time.localtime(time.time() + self.seconds_left))
+            parts.append(f"the rest in about {max(1, round(self.seconds_left / 60))} min, at {end}")
+        return ", ".join(parts)
+
+
+def state(folder: Path) -> State:
+    """Read a sweep's folder.
+
+    Raises:
+        UsageError: It is none.
+    """
+    file = folder / "multirun.yaml"
+    if not file.exists():
+        raise UsageError(f"{folder} is not a sweep's folder: it should hold multirun.yaml.")
+    cells = tuple(Run(found.parent) for found in sorted(folder.glob("*/run.json")))
+    infos = [cell.info for cell in cells]
+    statuses = tuple(info["status"] for info in infos)
+    took = [info["wall_seconds"] for info in infos if info["status"] == "done"]
+    total = _total(OmegaConf.load(file))
+    left = (total or len(cells)) - len(took)
+    at_once = max(1, statuses.count("running"))
+    return State(cells, statuses, total, left * sum(took) / len(took) / at_once if took and left else None)
+
+
+def _total(saved: Any) -> int | None:
+    """The number of cells that Hydra's own sweeper makes of what was typed and of the sweep's file."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    sweeper = saved.hydra.sweeper
+    if not sweeper._target_.endswith("BasicSweeper"):
+        return None
+    typed = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(saved.hydra.overrides.task)
+    (cells,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
+    return len({tuple(sorted(cell)) for cell in cells})
+
+
+def again(folder: Path) -> list[str]:
+    """The command line that runs what is missing in a sweep: as it was typed, into the same folder."""
+    saved: Any = OmegaConf.load(folder / "multirun.yaml")
+    source = next((s.path for s in saved.hydra.runtime.config_sources if s.provider == "command-line"), None)
+    typed = [typed for typed in saved.hydra.overrides.hydra if not typed.startswith("hydra.sweep.dir=")]
+    typed = [t for t in typed if t != "hydra.mode=MULTIRUN"] + list(saved.hydra.overrides.task)
+    named = ["-cn", saved.hydra.job.config_name] + (["-cd", source] if source else [])
+    return [*named, "-m", f"hydra.sweep.dir={folder}", *typed]
+
+
+class Summary(Callback):
+    """Says at the end of a sweep what became of its cells; exit status 1 where one is not done."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from unitsphere.report.table import show
+
+        folder = Path(config.hydra.sweep.dir)
+        now = state(folder)
+        show(f"{folder}: {now}")
+        for cell, status in zip(now.cells, now.statuses, strict=True):
+            if status != "done":
+                show(f"  {cell.folder.name} {status}: {' '.join(_typed(cell))}: {cell.info.get('error')}")
+        show(f"unitsphere table {folder}")
+        if now.count("done") < (now.total or len(now.cells)):
+            show(f"python train.py resume={folder}   # runs the cells that are not done")
+            sys.exit(1)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point of `unitsphere sweep`."""
+    if len(arguments) == 0 or "-h" in arguments or "--help" in arguments:
+        sys.stdout.write(USAGE)
+        sys.exit(0 if arguments else 2)
+    if list(arguments[1:]) not in ([], ["watch=true"]):
+        raise UsageError(f"sweep: {' '.join(arguments[1:])} is not understood; FOLDER and watch=true are.")
+    from rich.live import Live
+
+    folder = Path(arguments[0])
+    with Live(view(folder), refresh_per_second=1) as live:
+        while len(arguments) > 1 and state(folder).count("running"):
+            time.sleep(2)
+            live.update(view(folder))
+
+
+def view(folder: Path) -> Any:
+    """A table of the cells."""
+    from rich.table import Table
+
+    now = state(folder)
+    table = Table("cell", "status", "what", title=str(now), title_justify="left")
+    table.add_column("seconds", justify="right")
+    for cell, status in zip(now.cells, now.statuses, strict=True):
+        table.add_row(cell.folder.name, status, " ".join(_typed(cell)), str(cell.info.get("wall_seconds", "")))
+    return table
+
+
+def _typed(cell: Run) -> list[str]:
+    return list(OmegaConf.load(cell.folder / "overrides.yaml"))
