@@ -1,6 +1,7 @@
 """Tables over made-up run folders: the statistics, the layouts, and each planted fault is found."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -327,3 +328,17 @@ def test_bad_usage_is_one_message(grid, tmp_path, arguments, message):
 def test_torch_is_not_imported(grid):
     code = f"import sys; sys.argv = ['unitsphere', 'table', {str(grid)!r}]; from unitsphere.cli.main import main; main(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_diff_shows_what_differs_and_every_metric(grid):
+    a, b = (by(grid, loss=loss, pooling="mean", seed="1")[0].folder for loss in ("infonce", "simcse"))
+    (other,) = by(grid, loss="simcse", pooling="mean", seed="1")
+    (b / "run.json").write_text(json.dumps(dict(other.info) | {"versions": {"torch": "2.9.0"}}))
+    done = command("diff", a, b, env=os.environ | {"COLUMNS": "200"})
+    lines = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("│")}
+    assert "infonce" in lines["loss"] and "simcse" in lines["loss"] and "2.9.0" in lines["torch"]
+    assert "pooling" not in lines and f"test/{METRIC}" in lines and "seed" not in lines
+    done = command("diff", grid, check=False)
+    assert done.returncode == 2 and "two runs are compared, and 1 were named" in done.stderr
+    done = command("diff", grid, a, check=False)
+    assert done.returncode == 2 and "hold 13 runs; name two" in done.stderr

@@ -74,9 +74,9 @@ def notes(
     found += [f"{names[key]} has seeds {own}; most have {usual}" for key, own in seeds.items() if own != usual]
     for key in (key for key in differing(records) if key not in axes):
         found.append(f"{key} differs outside the table's axes: {_values(r.setting(key) for r in records)}")
-    facts = [_facts(r, data="data" not in axes) for r in records]
-    for fact in dict.fromkeys(fact for of_run in facts for fact in of_run):
-        values = [of_run[fact] for of_run in facts if fact in of_run]
+    known = [facts(r, data="data" not in axes) for r in records]
+    for fact in dict.fromkeys(fact for of_run in known for fact in of_run):
+        values = [of_run[fact] for of_run in known if fact in of_run]
         if _several(values):
             found.append(f"{fact} is not the same: {_values(values)}")
     dirty = [r.folder.name for r in records if (r.info.get("git") or {}).get("dirty")]
@@ -102,16 +102,16 @@ def selection(records: Sequence[Record], metric: str) -> str | None:
     return sentence
 
 
-def _facts(record: Record, data: bool) -> dict[str, str]:
-    """What besides its settings may change a run's numbers."""
+def facts(record: Record, data: bool = True) -> dict[str, str]:
+    """What besides its settings may change a run's numbers: versions, machine, code and, unless left out, data."""
     info = record.info
-    facts = {key: written(info[key]) for key in ("python", "processor", "device", "threads") if key in info}
-    facts |= {library: written(version) for library, version in info.get("versions", {}).items()}
-    facts["commit"] = ((info.get("git") or {}).get("commit") or "none")[:7]
+    found = {key: written(info[key]) for key in ("python", "processor", "device", "threads") if key in info}
+    found |= {library: written(version) for library, version in info.get("versions", {}).items()}
+    found["commit"] = ((info.get("git") or {}).get("commit") or "none")[:7]
     if data:
         splits = {split: part for split, part in info.get("data", {}).items() if isinstance(part, Mapping)}
-        facts |= {f"{split} data": part["sha256"][:7] for split, part in splits.items()}
-    return facts
+        found |= {f"{split} data": part["sha256"][:7] for split, part in splits.items()}
+    return found
 
 
 def _values(values: Iterable[str]) -> str:
