@@ -224,7 +224,7 @@ def test_missing_cells_and_runs_done_twice_are_named(grid):
     made(grid, "infonce", "mean", 1, level=0.3)
     table = sheet(find([grid]), rows=["loss"], cols=["pooling"])
     assert "missing cells: simcse × mean" in table.notes
-    assert any(note.startswith("run twice, the last is shown") for note in table.notes)
+    assert any(note.startswith("measured twice, test/docs/mrr@10 of") for note in table.notes)
     assert len(table.rows["infonce",][1].runs) == 3 and render.number(table.rows["simcse",][1]) == "-"
 
 
@@ -245,6 +245,10 @@ def test_an_evaluation_has_the_settings_of_the_run_it_scored(grid, tmp_path):
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": str(run.folder)}))
     (record,) = find([folder])
     assert (record.setting("loss"), record.seed, record.metrics) == ("simcse", 2, {f"test/{METRIC}": 0.9})
+    shutil.rmtree(run.folder / "scores")
+    (run.folder / "metrics.json").write_text("{}")
+    table = sheet(find([grid]))  # the run itself was not scored; its evaluation stands for it
+    assert len(table.rows["simcse", "cls"][0].runs) == 3 and not any("seeds" in note for note in table.notes)
 
 
 def test_markdown_latex_and_csv(grid):

@@ -38,6 +38,8 @@ def job(config: DictConfig) -> None:
     if config.threads == "auto":
         config.threads = cpu_threads()
     torch.set_num_threads(config.threads)
+    if config.model is not None and Path(config.model).expanduser().exists():
+        config.model = str(Path(config.model).expanduser().resolve())  # so that a table finds the run from any folder
     own = _own(config)
     evaluators = build_evaluators(config.eval, config.split, own)
     if not evaluators:

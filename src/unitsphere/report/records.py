@@ -84,7 +84,7 @@ def _trained(folder: Path, info: Mapping[str, Any], config: Mapping[str, Any]) -
     """The run that an evaluation has scored, where it is one and is still there."""
     if "choices" in info or not config.get("model"):
         return None
-    model = Path(str(info.get("model", config["model"]))).expanduser()
+    model = Path(str(config["model"])).expanduser()
     return model if (model / "run.json").exists() else None
 
 

@@ -87,8 +87,7 @@ def sheet(
         raise UsageError(f"cols= takes one metric, and there are {len(names)}: {', '.join(names)}")
     without = [r for r in done if not any(name in r.metrics for name in names)]
     notes += [f"left out: {r.folder} has none of these metrics" for r in without]
-    done, doubles = _latest([r for r in done if r not in without])
-    notes += doubles
+    done = [r for r in done if r not in without]
     axes = list(rows) if rows is not None else [k for k in comparability.differing(done) if k not in cols]
     for key in (*axes, *cols):
         if not any(key in r.settings for r in done):
@@ -114,15 +113,21 @@ def sheet(
         reference = _chosen(baseline, axes, cols, groups)
         for row, cells in made.items():
             for i, cell in enumerate(cells):
-                at = reference[0], reference[1] if reference[1] is not None else col_keys[i // len(names)]
-                if (row, col_keys[i // len(names)]) != at:
-                    cells[i] = _compared(cell, tuple(groups[at]), cell.metric)
+                own = col_keys[i // len(names)]
+                at = reference[0], own if reference[1] is None else reference[1]
+                if (row, own) != at:
+                    cells[i] = _compared(cell, _latest(groups[at], cell.metric), cell.metric)
     places = [_places([cells[i] for cells in made.values()]) for i in range(len(col_keys) * len(names))]
     ranked = {
         row: tuple(_placed(cell, places[i][n]) for i, cell in enumerate(cells))
         for n, (row, cells) in enumerate(made.items())
     }
-    notes += comparability.notes(done, [*axes, *cols], groups)
+    for name in names:
+        shown = {id(r) for runs in groups.values() for r in _latest(runs, name)}
+        twice = [r for r in done if name in r.metrics and id(r) not in shown]
+        notes += [f"measured twice, {name} of {r.folder} is not shown, but the later" for r in twice]
+    once = {key: list({_identity(r): r for r in runs}.values()) for key, runs in groups.items()}
+    notes += comparability.notes(done, [*axes, *cols], once)
     chosen = comparability.selection(done, names[0])
     columns = [" ".join(col) for col in col_keys] if cols else [name.removeprefix("test/") for name in names]
     return Sheet(
@@ -157,25 +162,26 @@ def _key(record: Record, keys: Sequence[str]) -> Key:
     return tuple(record.setting(key) for key in keys)
 
 
-def _latest(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
-    """One run of each configuration: the one that started last."""
-    by_settings: dict[str, list[Record]] = {}
-    for record in records:
-        kept = {k: v for k, v in record.settings.items() if not comparability.is_name(k) or k == "seed"}
-        by_settings.setdefault(f"{sorted(kept.items(), key=str)} {sorted(record.metrics)}", []).append(record)
-    latest = [max(same, key=lambda r: str(r.info.get("started"))) for same in by_settings.values()]
-    left = [f"run twice, the last is shown: {same[0].folder}" for same in by_settings.values() if len(same) > 1]
-    return latest, left
+def _identity(record: Record) -> str:
+    """Equal for runs with equal settings and seed, and for a run and its evaluations."""
+    kept = {k: v for k, v in record.settings.items() if not comparability.is_name(k) or k == "seed"}
+    return str(sorted(kept.items(), key=str))
+
+
+def _latest(runs: Sequence[Record], metric: str) -> tuple[Record, ...]:
+    """Those that have a metric; of several with equal settings, the one that started last."""
+    having = sorted((r for r in runs if metric in r.metrics), key=lambda r: str(r.info.get("started")))
+    return tuple({_identity(r): r for r in having}.values())
 
 
 def _cell(runs: Sequence[Record], metric: str) -> Cell:
-    having = tuple(r for r in runs if metric in r.metrics)
+    having = _latest(runs, metric)
     values = [r.metrics[metric] for r in having]
     return Cell(metric, having, fmean(values) if values else None, stdev(values) if len(values) > 1 else None)
 
 
-def _compared(cell: Cell, with_: tuple[Record, ...], metric: str) -> Cell:
-    there = [r for r in with_ if metric in r.metrics]
+def _compared(cell: Cell, others: Sequence[Record], metric: str) -> Cell:
+    there = [r for r in others if metric in r.metrics]
     if not cell.runs or not there or cell.metric.startswith("dev/") != metric.startswith("dev/"):
         return cell
     return Cell(cell.metric, cell.runs, cell.mean, cell.sd, 0, difference(there, cell.runs, metric, cell.metric))
