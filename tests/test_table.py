@@ -251,6 +251,17 @@ def test_an_evaluation_has_the_settings_of_the_run_it_scored(grid, tmp_path):
     assert len(table.rows["simcse", "cls"][0].runs) == 3 and not any("seeds" in note for note in table.notes)
 
 
+def test_an_untrained_model_stands_beside_the_runs(grid, tmp_path):
+    shutil.copytree(by(grid, loss="simcse", pooling="cls", seed="2")[0].folder / "scores", tmp_path / "eval" / "scores")
+    folder = tmp_path / "eval"
+    (folder / "run.json").write_text(json.dumps({"status": "done", "primary": METRIC, "protocol": PROTOCOL}))
+    (folder / "metrics.json").write_text(json.dumps({f"test/{METRIC}": 0.2}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": "some/model", "threads": 1, "eval": {}}))
+    table = sheet(find([grid, folder]), rows=["loss"], baseline={"loss": "untrained"})
+    assert table.rows["untrained",][0].mean == 0.2 and table.rows["infonce",][0].difference.p_items < 0.01
+    assert [note for note in table.notes if "seed" in note or "model" in note or "threads" in note] == []
+
+
 def test_markdown_latex_and_csv(grid):
     table = sheet(find([grid]), baseline={"loss": "simcse", "pooling": "cls"}, metrics=[METRIC, "geometry/*"])
     text = render.markdown(table)

@@ -54,10 +54,11 @@ def job(config: DictConfig) -> None:
     run = Run.create(Path(config.outputs) / "evaluations" / name, stamped("eval"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", embedder=embedder.protocol())
-    result = score(evaluators, embedder.embed)
-    run.add_metrics({f"{config.split}/{k}": v for k, v in result.metrics.items()})
-    run.add_items(config.split, result.items)
-    run.note(status="done", protocol=result.protocol, primary=result.primary)
+    with run.lock():
+        result = score(evaluators, embedder.embed)
+        run.add_metrics({f"{config.split}/{k}": v for k, v in result.metrics.items()})
+        run.add_items(config.split, result.items)
+        run.note(status="done", protocol=result.protocol, primary=result.primary)
     table.show(table.scores(result.metrics, config.split))
     table.show(str(run.folder))
 

@@ -20,16 +20,16 @@ def is_name(key: str) -> bool:
 
 
 def differing(records: Sequence[Record]) -> list[str]:
-    """Groups and keys in which the runs differ, but for the seed and for what names them.
+    """Groups and keys in which the runs that have them differ, but for the seed and for what names them.
 
     A key inside a group whose option differs counts only if it differs among runs of one option.
     """
     keys = [key for key in dict.fromkeys(key for r in records for key in r.settings) if not is_name(key)]
-    found = [key for key in keys if "." not in key and _several(r.setting(key) for r in records)]
+    found = [key for key in keys if "." not in key and _several(r.setting(key) for r in records if key in r.settings)]
     for key in (key for key in keys if "." in key):
         group = key.partition(".")[0]
         by_option = defaultdict(set)
-        for record in records:
+        for record in (r for r in records if group in r.settings):
             by_option[record.setting(group) if group in found else ""].add(record.setting(key))
         if any(len(values) > 1 for values in by_option.values()):
             found.append(key)
@@ -69,8 +69,9 @@ def notes(
     empty = [names[key] for key, runs in cells.items() if not runs]
     if empty:
         found.append(f"missing cells: {', '.join(empty)}")
-    seeds = {key: ", ".join(sorted(str(r.seed) for r in runs)) for key, runs in cells.items() if runs}
-    usual = Counter(seeds.values()).most_common(1)[0][0]
+    drawn = {key: sorted(str(r.seed) for r in runs if r.seed is not None) for key, runs in cells.items()}
+    seeds = {key: ", ".join(of_cell) for key, of_cell in drawn.items() if of_cell}
+    usual = Counter(seeds.values()).most_common(1)[0][0] if seeds else ""
     found += [f"{names[key]} has seeds {own}; most have {usual}" for key, own in seeds.items() if own != usual]
     for key in (key for key in differing(records) if key not in axes):
         found.append(f"{key} differs outside the table's axes: {_values(r.setting(key) for r in records)}")

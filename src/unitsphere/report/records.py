@@ -50,7 +50,7 @@ def written(value: Any) -> str:
 def find(paths: Iterable[str | Path]) -> list[Record]:
     """The records in these folders, or anywhere below them, in the order of their names.
 
-    An evaluation of a run has that run's settings, with its own metrics.
+    An evaluation of a run has that run's settings, with its own metrics; one of any other model has loss=untrained.
 
     Raises:
         UsageError: A path is not there, or holds no run.
@@ -76,7 +76,7 @@ def read(folder: Path) -> Record:
         return Record(folder, info | {"looks": []}, model.settings, run.metrics)
     settings = dict(leaves(config)) | {k: v for k, v in info.get("choices", {}).items() if v is not None}
     if "choices" not in info:  # an evaluation of a model that is no run
-        settings |= {"model": Path(str(config.get("model"))).name}
+        settings |= {"model": Path(str(config.get("model"))).name, "loss": "untrained"}
     return Record(folder, info, settings, run.metrics)
 
 
