@@ -74,9 +74,13 @@ def read(folder: Path) -> Record:
     if trained is not None:
         model = read(trained)
         return Record(folder, info | {"looks": []}, model.settings, run.metrics)
-    settings = dict(leaves(config)) | {k: v for k, v in info.get("choices", {}).items() if v is not None}
     if "choices" not in info:  # an evaluation of a model that is no run
-        settings |= {"model": Path(str(config.get("model"))).name, "loss": "untrained"}
+        parts = {k: v for k, v in leaves(config) if k.startswith(("encoder.", "pooling.", "embedder."))}
+        name = config.get("model") or parts.get("encoder.path") or parts.get("encoder._target_")
+        pooling = {"pooling": parts["pooling._target_"].rpartition(".")[2]} if "pooling._target_" in parts else {}
+        untrained = {"model": Path(str(name)).name, "loss": "untrained"}
+        return Record(folder, info, parts | pooling | untrained, run.metrics)
+    settings = dict(leaves(config)) | {k: v for k, v in info["choices"].items() if v is not None}
     return Record(folder, info, settings, run.metrics)
 
 
