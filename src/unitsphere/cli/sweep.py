@@ -34,7 +34,7 @@ class State:
         cells: The runs that have begun.
         statuses: Theirs.
         total: All cells; None where the sweeper makes them up as it goes.
-        seconds_left: Estimated from the cells that are done; None before one is.
+        seconds_left: For the cells that run or have not begun, estimated from those that are done; None before one is.
     """
 
     cells: tuple[Run, ...]
@@ -70,8 +70,9 @@ def state(folder: Path) -> State:
     statuses = tuple(info["status"] for info in infos)
     took = [info["wall_seconds"] for info in infos if info["status"] == "done"]
     total = _total(OmegaConf.load(file))
-    left = (total or len(cells)) - len(took)
-    at_once = max(1, statuses.count("running"))
+    running = statuses.count("running")
+    left = (total or len(cells)) - len(cells) + running
+    at_once = max(1, running)
     return State(cells, statuses, total, left * sum(took) / len(took) / at_once if took and left else None)
 
 
