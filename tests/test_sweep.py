@@ -49,6 +49,15 @@ def test_a_cell_that_fails_stops_no_other_and_is_all_that_a_resumed_sweep_runs(l
     assert "2 of 3 cells done, 1 failed" in shown and "loss=simcse" in shown
 
 
+def test_a_cell_that_another_process_runs_is_left_alone(line, tmp_path):
+    command("train", *line, "loss=infonce", "seed=1")
+    (run,) = state(tmp_path / "sweep").cells
+    with run.lock():
+        run.note(status="running")
+        done = command("train", f"resume={tmp_path / 'sweep'}", check=False)
+    assert "another process is at it" in done.stdout and run.info["status"] == "killed"  # nothing was written
+
+
 def test_equal_cells_are_run_once(line, tmp_path):
     done = command("train", *line, "loss=infonce", "seed=1,1", "name=a")
     (run,) = state(tmp_path / "sweep").cells

@@ -109,6 +109,13 @@ def test_less_is_better_where_it_is(grid):
     assert table.rows["infonce", "mean"][0].place == 1 and "-2.550" in render.number(table.rows["infonce", "mean"][0])
 
 
+def test_a_metric_that_is_not_a_number_has_no_place(grid):
+    (record,) = by(grid, loss="infonce", pooling="mean", seed="1")
+    (record.folder / "metrics.json").write_text(json.dumps(dict(record.metrics) | {f"test/{METRIC}": float("nan")}))
+    places = {row: cells[0].place for row, cells in sheet(find([grid])).rows.items()}
+    assert places["infonce", "mean"] == 0 and places["infonce", "cls"] == 1
+
+
 def test_patterns_of_metrics_and_stages(grid):
     assert sheet(find([grid]), metrics=["sts/sts*"]).columns == ("sts/sts12", "sts/stsb")
     assert sheet(find([grid]), metrics=["last/docs/*"]).columns == (f"last/{METRIC}",)

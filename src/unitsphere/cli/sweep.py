@@ -96,7 +96,7 @@ def again(folder: Path) -> list[str]:
     typed = [typed for typed in saved.hydra.overrides.hydra if not typed.startswith("hydra.sweep.dir=")]
     typed = [t for t in typed if t != "hydra.mode=MULTIRUN"] + list(saved.hydra.overrides.task)
     named = ["-cn", saved.hydra.job.config_name] + (["-cd", source] if source else [])
-    return [*named, "-m", f"hydra.sweep.dir={folder}", *typed]
+    return [*named, "-m", f"hydra.sweep.dir='{folder}'", *typed]
 
 
 class Summary(Callback):

@@ -53,9 +53,10 @@ def job_of_sweep(config: DictConfig, hydra: Any) -> float:
         if config.trainer.devices != 1:
             raise UsageError("a cell of -m has one device: leave out trainer.devices")
         run = start(hydra_app.resolved(config), typed, dict(hydra.runtime.choices), folder, at_once)
-        if run.info["status"] == "done":
-            show(f"{run.folder}: done before")
-            return chosen_by(run)
+        status = run.info["status"]
+        if status in ("done", "running"):
+            show(f"{run.folder}: {'done before' if status == 'done' else 'another process is at it'}")
+            return chosen_by(run) if status == "done" else float("nan")
         return go(run)
     except Exception as error:
         show(f"this cell failed: {' '.join(typed)}: {error or type(error).__name__}")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from math import isnan
 from statistics import fmean, stdev
 
 from unitsphere.errors import UsageError
@@ -190,10 +191,11 @@ def _compared(cell: Cell, others: Sequence[Record], metric: str) -> Cell:
 def _places(column: Sequence[Cell]) -> list[int]:
     """1, 2 or 0 of each cell; equal means share a place."""
     sign = -1 if column[0].metric.endswith(LOWER_IS_BETTER) else 1
-    order = sorted({sign * c.mean for c in column if c.mean is not None}, reverse=True)
+    means = [None if c.mean is None or isnan(c.mean) else sign * c.mean for c in column]
+    order = sorted({mean for mean in means if mean is not None}, reverse=True)
     if len(order) < 2:
         return [0] * len(column)
-    return [0 if c.mean is None else {order[0]: 1, order[1]: 2}.get(sign * c.mean, 0) for c in column]
+    return [0 if mean is None else {order[0]: 1, order[1]: 2}.get(mean, 0) for mean in means]
 
 
 def _placed(cell: Cell, place: int) -> Cell:
