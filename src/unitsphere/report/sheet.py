@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from math import isnan
-from statistics import fmean, stdev
+
+import numpy as np
 
 from unitsphere.errors import UsageError
 from unitsphere.report import comparability
@@ -178,7 +179,8 @@ def _latest(runs: Sequence[Record], metric: str) -> tuple[Record, ...]:
 def _cell(runs: Sequence[Record], metric: str) -> Cell:
     having = _latest(runs, metric)
     values = [r.metrics[metric] for r in having]
-    return Cell(metric, having, fmean(values) if values else None, stdev(values) if len(values) > 1 else None)
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Cell(metric, having, float(np.mean(values)) if values else None, sd)
 
 
 def _compared(cell: Cell, others: Sequence[Record], metric: str) -> Cell:
