@@ -49,6 +49,7 @@ def test_a_cell_that_fails_stops_no_other_and_is_all_that_a_resumed_sweep_runs(l
     assert "2 of 3 cells done, 1 failed" in shown and "loss=simcse" in shown
 
 
+@pytest.mark.slow
 def test_a_cell_that_another_process_runs_is_left_alone(line, tmp_path):
     command("train", *line, "loss=infonce", "seed=1")
     (run,) = state(tmp_path / "sweep").cells
@@ -66,6 +67,7 @@ def test_equal_cells_are_run_once(line, tmp_path):
     assert done.returncode == 2 and "this run is done" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_numbers(line, tmp_path):
     settings = [*line, "loss=infonce", "seed=1,2,3", "trainer.max_steps=30", "callbacks.selection.save_every=2"]
     process = subprocess.Popen([sys.executable, "-m", "unitsphere.cli", "train", *settings], stdout=subprocess.DEVNULL)
