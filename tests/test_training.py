@@ -257,6 +257,7 @@ def test_a_run_bounded_by_epochs_or_time(pairs, tmp_path):
         reproduce(timed, 0.0)
 
 
+@pytest.mark.slow
 def test_several_seeds_and_losses_in_one_command(pairs, tmp_path):
     line = [a for a in overrides(pairs, tmp_path, "trainer.max_steps=1") if not a.startswith("loss=")]
     command("train", "-m", *line, "loss=simcse,infonce", "seed=1,2", cwd=tmp_path)
