@@ -111,7 +111,7 @@ def killed(line, folder, at_step):
     raise AssertionError("the run ended before it could be killed")
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_killed_run_resumes_to_the_same_numbers(pairs, tmp_path, accumulate):
     line = overrides(pairs, tmp_path / "cut", f"trainer.accumulate_grad_batches={accumulate}", "trainer.max_steps=40")
     folder = killed(line, tmp_path / "cut", 6)
