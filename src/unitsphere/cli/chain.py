@@ -18,7 +18,7 @@ from unitsphere.cli.help import first_comment
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, stamped, write
 
-USAGE = """unitsphere chain NAME [key=value …] [STAGE.key=value …]
+PAGE = """unitsphere chain NAME [key=value …] [STAGE.key=value …]
 unitsphere chain resume=FOLDER
 
 Runs the stages of conf/chain/NAME.yaml, or of NAME where that is a file, one after another. key=value goes to every
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     """Entry point."""
     if not arguments or arguments[0] in ("-h", "--help"):
         listed = [f"  {f.stem}  {first_comment(f)}\n" for f in sorted((paths.conf() / "chain").glob("*.yaml"))]
-        sys.stdout.write(USAGE + "".join(listed))
+        sys.stdout.write(PAGE + "".join(listed))
         sys.exit(0 if arguments else 2)
     first, *typed = arguments
     if first.startswith("resume="):

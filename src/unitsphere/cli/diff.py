@@ -1,6 +1,5 @@
 """`unitsphere diff A B`: two runs side by side, what is not equal."""
 
-import sys
 from collections.abc import Sequence
 
 from unitsphere.errors import UsageError
@@ -15,9 +14,6 @@ Shows in what two runs (or evaluations) differ: settings, versions, machine, dat
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        sys.stdout.write(USAGE)
-        sys.exit(0 if arguments else 2)
     if len(arguments) != 2:
         raise UsageError(f"diff: two runs are compared, and {len(arguments)} were named.")
     from rich.table import Table

@@ -27,8 +27,12 @@ def main() -> None:
     if verb not in VERBS:
         print(f"error: no verb {verb!r}; known: {', '.join(VERBS)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    module, given = import_module(f"unitsphere.cli.{verb}"), arguments[1:]
+    if hasattr(module, "USAGE") and (not given or {"-h", "--help"} & set(given)):  # those that take paths
+        sys.stdout.write(module.USAGE)
+        sys.exit(0 if given else 2)
     try:
-        import_module(f"unitsphere.cli.{verb}").main(arguments[1:])
+        module.main(given)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

@@ -21,9 +21,6 @@ tolerance (of a raw value: 0.001 is 0.1 points). Exit status 0: reproduced; 1: n
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        sys.stdout.write(USAGE)
-        sys.exit(0 if arguments else 2)
     options = {"tolerance": "0.001", "outputs": ""}
     for argument in arguments[1:]:
         key, separator, value = argument.partition("=")

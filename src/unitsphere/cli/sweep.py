@@ -42,8 +42,8 @@ class State:
     total: int | None
     seconds_left: float | None
 
-    def count(self, *statuses: str) -> int:
-        return sum(status in statuses for status in self.statuses)
+    def count(self, status: str) -> int:
+        return self.statuses.count(status)
 
     def __str__(self) -> str:
         parts = [f"{self.count('done')} of {self.total or len(self.cells)} cells done"]
@@ -57,30 +57,26 @@ class State:
 
 
 def state(folder: Path) -> State:
-    """Read a sweep's folder.
-
-    Raises:
-        UsageError: It is none.
-    """
-    file = folder / "multirun.yaml"
-    if not file.exists():
-        raise UsageError(f"{folder} is not a sweep's folder: it should hold multirun.yaml.")
+    """Read a sweep's folder."""
     cells = tuple(Run(found.parent) for found in sorted(folder.glob("*/run.json")))
     infos = [cell.info for cell in cells]
     statuses = tuple(info["status"] for info in infos)
     took = [info["wall_seconds"] for info in infos if info["status"] == "done"]
-    total = _total(OmegaConf.load(file))
+    total = _total(folder / "multirun.yaml")
     running = statuses.count("running")
     left = (total or len(cells)) - len(cells) + running
     at_once = max(1, running)
     return State(cells, statuses, total, left * sum(took) / len(took) / at_once if took and left else None)
 
 
-def _total(saved: Any) -> int | None:
-    """The number of cells that Hydra's own sweeper makes of what was typed and of the sweep's file."""
+def _total(file: Path) -> int | None:
+    """The number of cells that Hydra's own sweeper makes of what was typed and of the sweep's file; None for others."""
+    if not file.exists():
+        return None
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    saved: Any = OmegaConf.load(file)
     sweeper = saved.hydra.sweeper
     if not sweeper._target_.endswith("BasicSweeper"):
         return None
@@ -93,8 +89,8 @@ def again(folder: Path) -> list[str]:
     """The command line that runs what is missing in a sweep: as it was typed, into the same folder."""
     saved: Any = OmegaConf.load(folder / "multirun.yaml")
     source = next((s.path for s in saved.hydra.runtime.config_sources if s.provider == "command-line"), None)
-    typed = [typed for typed in saved.hydra.overrides.hydra if not typed.startswith("hydra.sweep.dir=")]
-    typed = [t for t in typed if t != "hydra.mode=MULTIRUN"] + list(saved.hydra.overrides.task)
+    given_here = ("hydra.sweep.dir=", "hydra.mode=")
+    typed = [*(t for t in saved.hydra.overrides.hydra if not t.startswith(given_here)), *saved.hydra.overrides.task]
     named = ["-cn", saved.hydra.job.config_name] + (["-cd", source] if source else [])
     return [*named, "-m", f"hydra.sweep.dir='{folder}'", *typed]
 
@@ -119,14 +115,13 @@ class Summary(Callback):
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point of `unitsphere sweep`."""
-    if len(arguments) == 0 or "-h" in arguments or "--help" in arguments:
-        sys.stdout.write(USAGE)
-        sys.exit(0 if arguments else 2)
     if list(arguments[1:]) not in ([], ["watch=true"]):
         raise UsageError(f"sweep: {' '.join(arguments[1:])} is not understood; FOLDER and watch=true are.")
     from rich.live import Live
 
     folder = Path(arguments[0])
+    if not (folder / "multirun.yaml").exists():
+        raise UsageError(f"{folder} is not a sweep's folder: it should hold multirun.yaml.")
     with Live(view(folder), refresh_per_second=1) as live:
         while len(arguments) > 1 and state(folder).count("running"):
             time.sleep(2)

@@ -1,6 +1,5 @@
 """`unitsphere table PATH…`: runs as a paper's table, with what is unequal among them."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,9 +30,6 @@ OPTIONS = ("rows", "cols", "metric", "baseline", "layout", "out", "mix")
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        sys.stdout.write(USAGE)
-        sys.exit(0 if arguments else 2)
     paths = [a for a in arguments if Path(a).exists() or "=" not in a]
     options: dict[str, str] = {}
     for argument in (a for a in arguments if a not in paths):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,9 @@ def job_of_sweep(config: DictConfig, hydra: Any) -> float:
             show(f"{run.folder}: {'done before' if status == 'done' else 'another process is at it'}")
             return chosen_by(run) if status == "done" else float("nan")
         return go(run)
-    except Exception as error:
+    except Exception as error:  # whatever it is: the other cells do not depend on it
+        if not isinstance(error, UsageError):
+            traceback.print_exc()
         show(f"this cell failed: {' '.join(typed)}: {error or type(error).__name__}")
         return float("nan")
     finally:

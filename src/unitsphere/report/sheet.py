@@ -1,7 +1,7 @@
 """Runs arranged as a table: rows, columns, mean and spread over seeds, and what is best in a column."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import isnan
 
@@ -89,7 +89,7 @@ def sheet(
         raise UsageError(f"cols= takes one metric, and there are {len(names)}: {', '.join(names)}")
     without = [r for r in done if not any(name in r.metrics for name in names)]
     notes += [f"left out: {r.folder} has none of these metrics" for r in without]
-    done = [r for r in done if r not in without]
+    done = [r for r in done if any(name in r.metrics for name in names)]
     axes = list(rows) if rows is not None else [k for k in comparability.differing(done) if k not in cols]
     for key in (*axes, *cols):
         if not any(key in r.settings for r in done):
@@ -121,7 +121,7 @@ def sheet(
                     cells[i] = _compared(cell, _latest(groups[at], cell.metric), cell.metric)
     places = [_places([cells[i] for cells in made.values()]) for i in range(len(col_keys) * len(names))]
     ranked = {
-        row: tuple(_placed(cell, places[i][n]) for i, cell in enumerate(cells))
+        row: tuple(replace(cell, place=places[i][n]) for i, cell in enumerate(cells))
         for n, (row, cells) in enumerate(made.items())
     }
     for name in names:
@@ -187,7 +187,7 @@ def _compared(cell: Cell, others: Sequence[Record], metric: str) -> Cell:
     there = [r for r in others if metric in r.metrics]
     if not cell.runs or not there or cell.metric.startswith("dev/") != metric.startswith("dev/"):
         return cell
-    return Cell(cell.metric, cell.runs, cell.mean, cell.sd, 0, difference(there, cell.runs, metric, cell.metric))
+    return replace(cell, difference=difference(there, cell.runs, metric, cell.metric))
 
 
 def _places(column: Sequence[Cell]) -> list[int]:
@@ -198,10 +198,6 @@ def _places(column: Sequence[Cell]) -> list[int]:
     if len(order) < 2:
         return [0] * len(column)
     return [0 if mean is None else {order[0]: 1, order[1]: 2}.get(mean, 0) for mean in means]
-
-
-def _placed(cell: Cell, place: int) -> Cell:
-    return Cell(cell.metric, cell.runs, cell.mean, cell.sd, place, cell.difference)
 
 
 def _chosen(

@@ -47,9 +47,9 @@ def difference(a: Sequence[Record], b: Sequence[Record], metric_a: str, metric_b
         metric_a: `<stage>/<task>/<measure>` of the baseline.
         metric_b: Of the other; a different stage of the same measure compares a model before and after.
     """
-    x = {r.seed: r.metrics[metric_a] for r in a if metric_a in r.metrics}
-    y = {r.seed: r.metrics[metric_b] for r in b if metric_b in r.metrics}
-    value = float(np.mean(list(y.values())) - np.mean(list(x.values())))
+    a, b = [r for r in a if metric_a in r.metrics], [r for r in b if metric_b in r.metrics]
+    x, y = {r.seed: r.metrics[metric_a] for r in a}, {r.seed: r.metrics[metric_b] for r in b}
+    value = float(np.mean([r.metrics[metric_b] for r in b]) - np.mean([r.metrics[metric_a] for r in a]))
     low = high = p_items = p_seeds = effect = None
     first, second = (_scores(group, metric) for group, metric in ((a, metric_a), (b, metric_b)))
     if first and second and _same_items(first + second):

@@ -6,23 +6,22 @@ A transformer layer is gathered just before it computes and let go after; gradie
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.transformer import layer_list
 from unitsphere.errors import UsageError
-from unitsphere.types import Loss
 
 
-def shard(embedder: Embedder, loss: Loss, mesh: Any) -> None:
+def shard(embedder: Embedder, loss: nn.Module, mesh: Any) -> None:
     """Divide an embedder's weights, layer by layer, in place.
 
     Raises:
         UsageError: The loss has networks of its own: they would share the encoder's weights or read its layers apart.
     """
-    if next(iter(loss.parameters()), None) is not None:  # type: ignore[attr-defined]
+    if next(iter(loss.parameters()), None) is not None:
         raise UsageError("trainer=fsdp divides the encoder's weights only, and this loss has some too: use trainer=ddp")
     layers, name = layer_list(embedder.encoder.model)
     for layer in getattr(layers, name):
