@@ -130,6 +130,20 @@ def test_an_estimate_comes_from_the_cells_that_are_done(tmp_path, line):
     assert str(state(tmp_path / "sweep")) == "0 of 2 cells done, 1 failed"
 
 
+@pytest.mark.slow
+def test_a_sample_of_the_cells_is_reproduced(line, tmp_path):
+    command("train", *line, "loss=infonce,simcse", "seed=1,2")
+    done = command("reproduce", tmp_path / "sweep", "sample=3", f"outputs={tmp_path / 'again'}")
+    assert "3 of 3 runs reproduced" in done.stdout and done.stdout.count("0 differ (to the last digit demanded)") == 3
+    cell = state(tmp_path / "sweep").cells[0]
+    cell.add_metrics({"test/pairs/mrr@10": 0.123456})
+    done = command("reproduce", tmp_path / "sweep", f"outputs={tmp_path / 'again'}", check=False)
+    assert done.returncode == 1 and "3 of 4 runs reproduced" in done.stdout
+    for sample, message in (("sample=5", "1 to 4, the cells that are done"), ("sample=many", "1 to 4")):
+        assert message in command("reproduce", tmp_path / "sweep", sample, check=False).stderr
+    assert "is for sweeps" in command("reproduce", cell.folder, "sample=1", check=False).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["nowhere"], "nowhere is not a sweep's folder"), ([".", "watch=2"], "watch=2 is not understood")],

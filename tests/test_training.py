@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,7 @@ from unitsphere.cli.reproduce import changes
 from unitsphere.cli.train import start
 from unitsphere.errors import UsageError
 from unitsphere.losses.infonce import InfoNCE
+from unitsphere.report.records import read
 from unitsphere.runs import Run
 from unitsphere.training.alarm import CollapseAlarm
 from unitsphere.training.optim import AdamW, parameter_groups
@@ -92,9 +94,10 @@ def test_a_number_that_does_not_reproduce_is_found(finished, tmp_path):
     Run(copy).add_metrics({"test/pairs/mrr@10": 0.123456})
     done = command("reproduce", copy, f"outputs={tmp_path}/again", check=False)
     assert done.returncode == 1 and "DIFFERS" in done.stdout and "1 differ" in done.stdout
-    was = finished.info
-    other = {**was, "versions": {**was["versions"], "torch": "1.0"}, "threads": 99}
-    assert changes(was, other) == {"threads": (was["threads"], 99), "torch version": (was["versions"]["torch"], "1.0")}
+    was = read(finished.folder)
+    other = replace(was, info={**was.info, "versions": {**was.info["versions"], "torch": "1.0"}, "threads": 99})
+    now = was.info["versions"]["torch"]
+    assert changes(was, other) == {"threads": (str(was.info["threads"]), "99"), "torch": (now, "1.0")}
 
 
 def killed(line, folder, at_step):
@@ -319,3 +322,11 @@ def test_every_strategy_starts_on_gpus(pairs, tmp_path, trainer):
     command("train", *overrides(pairs, tmp_path, f"trainer={trainer}", "trainer.accelerator=gpu"))
     (run,) = (Run(f.parent) for f in tmp_path.rglob("run.json"))
     assert run.info["status"] == "done" and artefact.load(run.folder).encode(["a"]).shape[0] == 1
+
+
+def test_an_evaluation_is_reproduced(finished, tmp_path):
+    command("evaluate", f"model={finished.folder}", f"outputs={tmp_path}", "threads=1")
+    (evaluation,) = (tmp_path / "evaluations").glob("*/eval_*")
+    done = command("reproduce", evaluation, f"outputs={tmp_path / 'again'}")
+    (again,) = (tmp_path / "again").iterdir()
+    assert Run(again).metrics == Run(evaluation).metrics and "0 differ (to the last digit demanded)" in done.stdout

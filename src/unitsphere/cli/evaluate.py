@@ -17,17 +17,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def job(config: DictConfig) -> None:
-    """Build or load the embedder, score it, save and print."""
-    import torch
-
-    from unitsphere import artefact
-    from unitsphere.build import build
-    from unitsphere.evaluation.score import score
+    """Check what was asked for, score it and print."""
     from unitsphere.report import table
-    from unitsphere.training.run import build_evaluators, quiet
     from unitsphere.training.trainer import cpu_threads
 
-    quiet()
     config = hydra_app.resolved(config)
     if (config.model is None) == ("encoder" not in config):
         raise UsageError("give one of model=… (a run, a folder, a hub id) and encoder=… (an option)")
@@ -37,9 +30,29 @@ def job(config: DictConfig) -> None:
         raise UsageError(f"split={config.split}: dev or test would fit.")
     if config.threads == "auto":
         config.threads = cpu_threads()
-    torch.set_num_threads(config.threads)
     if config.model is not None and Path(config.model).expanduser().exists():
         config.model = str(Path(config.model).expanduser().resolve())  # so that a table finds the run from any folder
+    name = Path(config.model).name if config.model is not None else config.encoder._target_.rsplit(".", 1)[-1]
+    run = evaluate(config, Path(config.outputs) / "evaluations" / name)
+    table.show(table.scores({k.partition("/")[2]: v for k, v in run.metrics.items()}, config.split))
+    table.show(str(run.folder))
+
+
+def evaluate(config: DictConfig, parent: Path) -> Run:
+    """Build or load the embedder, score it, and save the scores in a new folder under `parent`.
+
+    Raises:
+        UsageError: There is nothing to score, or no such model; no folder is made then.
+    """
+    import torch
+
+    from unitsphere import artefact
+    from unitsphere.build import build
+    from unitsphere.evaluation.score import score
+    from unitsphere.training.run import build_evaluators, quiet
+
+    quiet()
+    torch.set_num_threads(config.threads)
     own = _own(config)
     evaluators = build_evaluators(config.eval, config.split, own)
     if not evaluators:
@@ -49,18 +62,17 @@ def job(config: DictConfig) -> None:
     else:
         pooling = config.get("pooling") or {"_target_": artefact.POOLINGS["mean",]}
         embedder = artefact.assemble(build(config.encoder), pooling, config.embedder)
-    embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    name = Path(config.model).name if config.model is not None else config.encoder._target_.rsplit(".", 1)[-1]
-    run = Run.create(Path(config.outputs) / "evaluations" / name, stamped("eval"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    embedder.to(device).eval()
+    run = Run.create(parent, stamped("eval"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
-    run.note(**provenance(), status="running", embedder=embedder.protocol())
+    run.note(**provenance(), status="running", device=device, threads=config.threads, embedder=embedder.protocol())
     with run.lock():
         result = score(evaluators, embedder.embed)
         run.add_metrics({f"{config.split}/{k}": v for k, v in result.metrics.items()})
         run.add_items(config.split, result.items)
         run.note(status="done", protocol=result.protocol, primary=result.primary)
-    table.show(table.scores(result.metrics, config.split))
-    table.show(str(run.folder))
+    return run
 
 
 def _own(config: DictConfig) -> Any:
