@@ -73,16 +73,35 @@ def _total(file: Path) -> int | None:
     """The number of cells that Hydra's own sweeper makes of what was typed and of the sweep's file; None for others."""
     if not file.exists():
         return None
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     saved: Any = OmegaConf.load(file)
     sweeper = saved.hydra.sweeper
     if not sweeper._target_.endswith("BasicSweeper"):
         return None
-    typed = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(saved.hydra.overrides.task)
-    (cells,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(typed), None)
-    return len({tuple(sorted(cell)) for cell in cells})
+    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    return len(cells([*given, *saved.hydra.overrides.task]))
+
+
+def cells(typed: Sequence[str]) -> set[tuple[str, ...]]:
+    """The overrides, sorted, of each cell that Hydra's own sweeper makes of a command line.
+
+    Raises:
+        UsageError: It is not in Hydra's grammar.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        (split,) = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(list(typed)), None)
+    except HydraException as error:
+        raise UsageError(f"{' '.join(typed)}: {str(error).splitlines()[0]}") from None
+    return {tuple(sorted(cell)) for cell in split}
+
+
+def typed(folder: Path) -> list[str]:
+    """The overrides of a cell."""
+    overrides: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))  # as typed: ${…} is kept
+    return list(overrides)
 
 
 def again(folder: Path) -> list[str]:
@@ -90,9 +109,9 @@ def again(folder: Path) -> list[str]:
     saved: Any = OmegaConf.load(folder / "multirun.yaml")
     source = next((s.path for s in saved.hydra.runtime.config_sources if s.provider == "command-line"), None)
     given_here = ("hydra.sweep.dir=", "hydra.mode=")
-    typed = [*(t for t in saved.hydra.overrides.hydra if not t.startswith(given_here)), *saved.hydra.overrides.task]
+    own = [t for t in saved.hydra.overrides.hydra if not t.startswith(given_here)]
     named = ["-cn", saved.hydra.job.config_name] + (["-cd", source] if source else [])
-    return [*named, "-m", f"hydra.sweep.dir='{folder}'", *typed]
+    return [*named, "-m", f"hydra.sweep.dir='{folder}'", *own, *saved.hydra.overrides.task]
 
 
 class Summary(Callback):
@@ -106,7 +125,7 @@ class Summary(Callback):
         show(f"{folder}: {now}")
         for cell, status in zip(now.cells, now.statuses, strict=True):
             if status != "done":
-                show(f"  {cell.folder.name} {status}: {' '.join(_typed(cell))}: {cell.info.get('error')}")
+                show(f"  {cell.folder.name} {status}: {' '.join(typed(cell.folder))}: {cell.info.get('error')}")
         show(f"unitsphere table {folder}")
         if now.count("done") < (now.total or len(now.cells)):
             show(f"python train.py resume={folder}   # runs the cells that are not done")
@@ -136,9 +155,5 @@ def view(folder: Path) -> Any:
     table = Table("cell", "status", "what", title=str(now), title_justify="left")
     table.add_column("seconds", justify="right")
     for cell, status in zip(now.cells, now.statuses, strict=True):
-        table.add_row(cell.folder.name, status, " ".join(_typed(cell)), str(cell.info.get("wall_seconds", "")))
+        table.add_row(cell.folder.name, status, " ".join(typed(cell.folder)), str(cell.info.get("wall_seconds", "")))
     return table
-
-
-def _typed(cell: Run) -> list[str]:
-    return list(OmegaConf.load(cell.folder / "overrides.yaml"))

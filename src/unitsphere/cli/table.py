@@ -2,10 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unitsphere.errors import UsageError
 
+if TYPE_CHECKING:
+    from unitsphere.report.records import Record
+    from unitsphere.report.sheet import Sheet
+
 USAGE = """unitsphere table PATH… [key=value …]
+unitsphere table STUDY/study.yaml [key=value …]
 
 Arranges the runs in these folders (and below them) as a table: mean ± sd over seeds, best and second, differences from
 a baseline with significance, and a list of what is unequal among the runs. An evaluation of a run counts with that
@@ -39,31 +45,52 @@ def main(arguments: Sequence[str]) -> None:
         options[key] = value
     if not paths:
         raise UsageError("table: name one or more folders of runs, e.g. outputs")
-    show(paths, options)
+    records, given = found(paths)
+    show(records, {**given, **options})
 
 
-def show(paths: Sequence[str], options: Mapping[str, str]) -> None:
-    """Read, arrange, print and write."""
-    from unitsphere.report import render
-    from unitsphere.report.records import find
+def found(paths: Sequence[str]) -> "tuple[list[Record], Mapping[str, str]]":
+    """The runs in folders; or those of a study.yaml, from their folders or else runs.csv, and its table's options."""
+    from unitsphere.report import records, runs_csv
+
+    if len(paths) != 1 or Path(paths[0]).name != "study.yaml":
+        return records.find(paths), {}
+    from unitsphere.cli.study import Study
+
+    study = Study.read(Path(paths[0]).parent)
+    return study.runs("outputs") or runs_csv.read(study.folder / "runs.csv"), study.table
+
+
+def arranged(records: "Sequence[Record]", options: Mapping[str, str]) -> "Sheet":
+    """The table that the options ask for.
+
+    Raises:
+        UsageError: An option's value does not fit, or there is nothing to show.
+    """
     from unitsphere.report.sheet import ablation, sheet
-    from unitsphere.report.table import show as printed
-    from unitsphere.runs import write
 
     if options.get("layout", "grid") not in ("grid", "ablation"):
         raise UsageError(f"table: layout={options['layout']}: grid or ablation would fit.")
     if options.get("mix", "false") not in ("true", "false"):
         raise UsageError(f"table: mix={options['mix']}: true or false would fit.")
     made = sheet(
-        find(paths),
+        records,
         rows=_listed(options["rows"]) if "rows" in options else None,
         cols=_listed(options.get("cols", "")),
         metrics=_listed(options.get("metric", "")),
         baseline=_baseline(options.get("baseline")),
         mix=options.get("mix") == "true",
     )
-    if options.get("layout") == "ablation":
-        made = ablation(made)
+    return ablation(made) if options.get("layout") == "ablation" else made
+
+
+def show(records: "Sequence[Record]", options: Mapping[str, str]) -> None:
+    """Arrange, print and, with out=, write."""
+    from unitsphere.report import render
+    from unitsphere.report.table import show as printed
+    from unitsphere.runs import write
+
+    made = arranged(records, options)
     printed(render.terminal(made))
     if "out" in options:
         from unitsphere.report.page import page
