@@ -283,6 +283,18 @@ def test_markdown_latex_and_csv(grid):
     assert rows["mean"][0] == table.rows["infonce", "cls"][0].mean
 
 
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_the_latex_compiles(grid, tmp_path):
+    table = sheet(find([grid]), metrics=["docs/*", "geometry/*"], baseline="before")
+    odd = sheet_of_names("a_b & 50% ~ ^ \\ {x} #1 $2 é")
+    document = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\n\n%s\\end{document}"
+    (tmp_path / "t.tex").write_text(document % (render.latex(table), render.latex(odd)), encoding="utf-8")
+    line = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "t.pdf").exists(), done.stdout[-1000:]
+    assert "$-$2.550" in render.latex(table)
+
+
 def test_latex_escapes():
     assert render.latex(sheet_of_names("a_b & 50%")).count(r"a\_b \& 50\%") == 1
 

@@ -19,7 +19,8 @@ run's settings.
 
   rows=loss,pooling      groups and keys that make the rows; by default all in which the runs differ
   cols=pooling           the same for columns, with one metric
-  metric=docstrings/mrr@10,sts/avg   names or patterns (sts/*, */ndcg@10); sts is the seven tasks and their mean;
+  metric=docstrings/mrr@10,sts/avg   names or patterns (sts/*, */ndcg@10); sts is the seven tasks and their mean,
+                         sts/* of runs with eval=sts_languages a column a language;
                          by default the primary one; of test unless before/, last/ or dev/ stands before it
   baseline=loss=simcse   the row to compare with; baseline=before compares each model with itself untrained
   layout=ablation        rows say only in what they depart from the baseline

@@ -97,6 +97,8 @@ def latex(sheet: Sheet) -> str:
 
     def of(cell: Cell) -> str:
         mean, _, spread = number(cell).partition(" ± ")
+        if mean.startswith("-") and len(mean) > 1:
+            mean = f"$-${mean[1:]}"
         return mark[cell.place](mean) + (f" $\\pm$ {spread}" if spread else "")
 
     rows = [
