@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,3 +92,12 @@ def command(*arguments: object, check: bool = True, **kwargs) -> subprocess.Comp
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, **kwargs)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def browsed(file: Path) -> subprocess.CompletedProcess:
+    """The page as headless Chromium has it (stdout) and what its console says (stderr)."""
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    line = ["chromium", *options, f"--user-data-dir={file.parent / 'profile'}", f"file://{file}"]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)

@@ -13,67 +13,13 @@ import pytest
 import yaml
 from scipy import stats
 
-from conftest import command
+from conftest import browsed, command
+from made_runs import METRIC, PROTOCOL, made
 from unitsphere.errors import UsageError
 from unitsphere.report import page, render
 from unitsphere.report.records import find
 from unitsphere.report.sheet import ablation, sheet
 from unitsphere.report.significance import difference
-
-METRIC = "docs/mrr@10"
-PROTOCOL = {"docs": {"kind": "retrieval", "max_length": 32, "queries": 300}, "sts": {"kind": "sts"}}
-
-
-def items(rng, level, n=300):
-    return pd.DataFrame({"query": [f"q{i}" for i in range(n)], "mrr@10": np.clip(rng.normal(level, 0.3, n), 0, 1)})
-
-
-def pairs(rng, noise, n=400):
-    gold = np.random.default_rng(5).uniform(0, 5, n)
-    return pd.DataFrame(
-        {
-            "sentence1": [f"a{i}" for i in range(n)],
-            "sentence2": [f"b{i}" for i in range(n)],
-            "score": gold,
-            "prediction": gold + rng.normal(0, noise, n),
-        }
-    )
-
-
-def made(folder, loss="infonce", pooling="mean", seed=1, level=0.5, temperature=0.05, noise=2.0, **info):
-    """A run folder as `train` leaves it, without a model."""
-    rng = np.random.default_rng([seed, round(1000 * level), len(loss), len(pooling)])
-    folder = folder / f"{loss}-{pooling}-{seed}-{len(list(folder.glob('*'))) if folder.exists() else 0}"
-    of_stage = {stage: items(rng, level - drop) for stage, drop in (("test", 0), ("before", 0.2), ("last", 0.01))}
-    sts = {"sts-sts12": pairs(rng, noise), "sts-stsb": pairs(rng, noise / 2)}
-    metrics = {f"{stage}/{METRIC}": table["mrr@10"].mean() for stage, table in of_stage.items()}
-    metrics |= {
-        f"test/sts/{k.removeprefix('sts-')}": float(stats.spearmanr(t.prediction, t.score).statistic)
-        for k, t in sts.items()
-    }
-    metrics["test/sts/avg"] = (metrics["test/sts/sts12"] + metrics["test/sts/stsb"]) / 2
-    metrics |= {f"dev/{METRIC}": metrics[f"test/{METRIC}"] + 0.02, "test/geometry/uniformity": -2.0 - level}
-    for stage, table in of_stage.items():
-        (folder / "scores" / stage).mkdir(parents=True)
-        table.to_parquet(folder / "scores" / stage / "docs.parquet")
-    for name, table in sts.items():
-        table.to_parquet(folder / "scores" / "test" / f"{name}.parquet")
-    record = {
-        "status": "done",
-        "choices": {"loss": loss, "pooling": pooling, "experiment": None},
-        "started": f"2026-01-01T00:00:{len(list(folder.parent.iterdir())):02}",
-        "versions": {"torch": "2.13.0"},
-        "git": {"commit": "a" * 40, "dirty": False},
-        "data": {"name": "docs", "train": {"rows": 9, "sha256": "1" * 64}},
-        "looks": [{"step": s, "metrics": {}} for s in (0, 5, 10)],
-        "protocol": PROTOCOL,
-        "primary": METRIC,
-    }
-    config = {"loss": {"_target_": f"x.{loss}", "temperature": temperature}, "pooling": {"_target_": "y"}, "seed": seed}
-    (folder / "run.json").write_text(json.dumps(record | info))
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"name": folder.name}))
-    return folder
 
 
 @pytest.fixture
@@ -93,15 +39,22 @@ def test_rows_are_what_differs_and_cells_are_mean_and_sd_over_seeds(grid):
     values = [r.metrics[f"test/{METRIC}"] for r in find([grid]) if r.setting("loss") == "simcse"][:3]
     (cell,) = table.rows["simcse", "cls"]
     assert cell.mean == pytest.approx(np.mean(values)) and cell.sd == pytest.approx(np.std(values, ddof=1))
-    assert [cells[0].place for cells in table.rows.values()] == [2, 1, 0, 0]
+    assert [cells[0].place for cells in table.rows.values()] == [1, 2, 0, 0]
     assert table.notes == ("checkpoints chosen by dev, 3 looks a run; " + table.notes[0].split("; ", 1)[1],)
     assert "dev - test +2.00 on average" in table.notes[0]
 
 
 def test_columns_of_a_key(grid):
     table = sheet(find([grid]), rows=["loss"], cols=["pooling"])
-    assert table.columns == ("cls", "mean") and list(table.rows) == [("infonce",), ("simcse",)]
+    assert table.columns == ("mean", "cls") and list(table.rows) == [("infonce",), ("simcse",)]
     assert [c.place for c in table.rows["infonce",]] == [1, 1]
+
+
+def test_numbers_stand_by_size_and_words_as_the_runs_began(tmp_path):
+    for loss, temperature in (("simcse", 0.1), ("simcse", 0.05), ("infonce", 1.0), ("simcse", 1.0)):
+        made(tmp_path, loss, temperature=temperature)
+    table = sheet(find([tmp_path]), rows=["loss", "loss.temperature"])
+    assert list(table.rows) == [("simcse", "0.05"), ("simcse", "0.1"), ("simcse", "1"), ("infonce", "1")]
 
 
 def test_less_is_better_where_it_is(grid):
@@ -190,12 +143,12 @@ def test_in_a_grid_the_baseline_is_of_the_same_column_unless_it_names_one(grid):
     table = sheet(find([grid]), ["loss"], ["pooling"], baseline={"loss": "simcse"})
     assert [c.difference is None for c in table.rows["simcse",]] == [True, True]
     one = sheet(find([grid]), ["loss"], ["pooling"], baseline={"loss": "simcse", "pooling": "cls"})
-    assert [c.difference is None for c in one.rows["simcse",]] == [True, False]
+    assert [c.difference is None for c in one.rows["simcse",]] == [False, True]
 
 
 def test_an_ablation_says_what_departs_from_the_full_model(grid):
     table = ablation(sheet(find([grid]), baseline={"loss": "infonce", "pooling": "mean"}))
-    assert list(table.rows) == [("full",), ("pooling = cls",), ("loss = simcse, pooling = cls",), ("loss = simcse",)]
+    assert list(table.rows) == [("full",), ("pooling = cls",), ("loss = simcse",), ("loss = simcse, pooling = cls",)]
     with pytest.raises(UsageError, match="needs the full model"):
         ablation(sheet(find([grid])))
 
@@ -232,7 +185,8 @@ def test_missing_cells_and_runs_done_twice_are_named(grid):
     table = sheet(find([grid]), rows=["loss"], cols=["pooling"])
     assert "missing cells: simcse × mean" in table.notes
     assert any(note.startswith("measured twice, test/docs/mrr@10 of") for note in table.notes)
-    assert len(table.rows["infonce",][1].runs) == 3 and render.number(table.rows["simcse",][1]) == "-"
+    assert table.columns == ("mean", "cls") and render.number(table.rows["simcse",][0]) == "-"
+    assert len(table.rows["infonce",][0].runs) == 3
 
 
 def test_protocols_are_not_mixed_unless_it_is_allowed(grid):
@@ -280,7 +234,7 @@ def test_markdown_latex_and_csv(grid):
     assert r"\textbf{" + first.split(" ")[0] + r"} $\pm$" in tex
     rows = pd.read_csv(pd.io.common.StringIO(render.csv(table)))
     assert len(rows) == 8 and set(rows.n) == {3} and rows.difference.isna().sum() == 2
-    assert rows["mean"][0] == table.rows["infonce", "cls"][0].mean
+    assert rows["mean"][0] == table.rows["infonce", "mean"][0].mean
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
@@ -316,21 +270,7 @@ def test_the_page_is_whole_and_escapes(grid):
 def test_the_page_opens_in_a_browser_without_errors(grid, tmp_path):
     file = tmp_path / "t.html"
     file.write_text(page.page(sheet(find([grid])), "t"))
-    done = subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--dump-dom",
-            f"file://{file}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = browsed(file)
     assert "<svg" in done.stdout and "CONSOLE" not in done.stderr
 
 

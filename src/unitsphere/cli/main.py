@@ -11,6 +11,7 @@ VERBS = {
     "chain": "several runs in a row, each from the model before: domain adaptation",
     "sweep": "how far a sweep is",
     "table": "runs as a table: mean and spread over seeds, significance, and what is unequal among them",
+    "report": "a run or a sweep as one page: curves, scores, the space, worst errors",
     "study": "a question, its runs and its table: run what is missing, or check that they belong together",
     "diff": "in what two runs differ",
     "reproduce": "run a saved configuration again and compare every number",

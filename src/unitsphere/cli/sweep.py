@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run
@@ -73,12 +74,11 @@ def _total(file: Path) -> int | None:
     """The number of cells that Hydra's own sweeper makes of what was typed and of the sweep's file; None for others."""
     if not file.exists():
         return None
-    saved: Any = OmegaConf.load(file)
-    sweeper = saved.hydra.sweeper
-    if not sweeper._target_.endswith("BasicSweeper"):
+    hydra = _plain(file)["hydra"]
+    if not hydra["sweeper"]["_target_"].endswith("BasicSweeper"):
         return None
-    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    return len(cells([*given, *saved.hydra.overrides.task]))
+    given = [f"{key}={value}" for key, value in (hydra["sweeper"]["params"] or {}).items()]
+    return len(cells([*given, *hydra["overrides"]["task"]]))
 
 
 def cells(typed: Sequence[str]) -> set[tuple[str, ...]]:
@@ -100,18 +100,23 @@ def cells(typed: Sequence[str]) -> set[tuple[str, ...]]:
 
 def typed(folder: Path) -> list[str]:
     """The overrides of a cell."""
-    overrides: Any = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))  # as typed: ${…} is kept
-    return list(overrides)
+    overrides: list[str] = _plain(folder / "overrides.yaml")
+    return overrides
 
 
 def again(folder: Path) -> list[str]:
     """The command line that runs what is missing in a sweep: as it was typed, into the same folder."""
-    saved: Any = OmegaConf.load(folder / "multirun.yaml")
-    source = next((s.path for s in saved.hydra.runtime.config_sources if s.provider == "command-line"), None)
+    hydra = _plain(folder / "multirun.yaml")["hydra"]
+    source = next((s["path"] for s in hydra["runtime"]["config_sources"] if s["provider"] == "command-line"), None)
     given_here = ("hydra.sweep.dir=", "hydra.mode=")
-    own = [t for t in saved.hydra.overrides.hydra if not t.startswith(given_here)]
-    named = ["-cn", saved.hydra.job.config_name] + (["-cd", source] if source else [])
-    return [*named, "-m", f"hydra.sweep.dir='{folder}'", *own, *saved.hydra.overrides.task]
+    own = [t for t in hydra["overrides"]["hydra"] if not t.startswith(given_here)]
+    named = ["-cn", hydra["job"]["config_name"]] + (["-cd", source] if source else [])
+    return [*named, "-m", f"hydra.sweep.dir='{folder}'", *own, *hydra["overrides"]["task"]]
+
+
+def _plain(file: Path) -> Any:
+    """What Hydra has saved, with interpolations as they were typed."""
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 class Summary(Callback):
@@ -126,6 +131,10 @@ class Summary(Callback):
         for cell, status in zip(now.cells, now.statuses, strict=True):
             if status != "done":
                 show(f"  {cell.folder.name} {status}: {' '.join(typed(cell.folder))}: {cell.info.get('error')}")
+        if now.cells:
+            from unitsphere.cli import report
+
+            show(str(report.of_sweep(folder)))
         show(f"unitsphere table {folder}")
         if now.count("done") < (now.total or len(now.cells)):
             show(f"python train.py resume={folder}   # runs the cells that are not done")

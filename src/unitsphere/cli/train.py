@@ -140,8 +140,19 @@ def go(run: Run) -> float:
     info = run.info
     if metrics:
         table.show(table.before_after(metrics, info["best_step"], info["steps"]))
+    _report(run)
     table.show(f"{run.folder}  ({info['wall_seconds']:.0f} s, {info['peak_memory_gib']} GiB)")
     return chosen_by(run)
+
+
+def _report(run: Run) -> None:
+    """Write the run's page; a page that fails loses no run."""
+    from unitsphere.cli import report
+
+    try:
+        report.of_run(run)
+    except Exception as error:
+        sys.stderr.write(f"report.html was not written: {type(error).__name__}: {error}\n")
 
 
 def chosen_by(run: Run) -> float:

@@ -5,9 +5,12 @@ rank, and Garrido et al. 2023, RankMe, https://arxiv.org/abs/2210.02885; Ethayar
 https://arxiv.org/abs/1909.00512 (mean cosine of random pairs).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
 
 from unitsphere.evaluation.retrieval import own_or_path, unit, vectors
 from unitsphere.types import Embed, Result, RetrievalSet
@@ -47,8 +50,31 @@ class Geometry:
             "geometry/effective_rank": effective_rank(everything),
             "geometry/mean_cosine": mean_cosine(everything),
         }
+        texts = [self.set.queries[i] for i, _ in pairs], [self.set.corpus[i] for _, i in pairs]
+        items = {"geometry-map": flat(q, d, *texts), "geometry-cosines": cosines(q, d)}
         stamp = {"kind": "geometry", "set": self.set.name, "pairs": len(pairs), "max_length": self.set.max_length}
-        return Result(metrics, "geometry/effective_rank", {}, {"geometry": stamp})
+        return Result(metrics, "geometry/effective_rank", items, {"geometry": stamp})
+
+
+def flat(
+    q: np.ndarray, d: np.ndarray, queries: Sequence[str], documents: Sequence[str], count: int = 250
+) -> pd.DataFrame:
+    """The first pairs of unit vectors (N, D) in the plane of their two principal components.
+
+    Returns:
+        Columns pair, role (query or document), text (cut at 120 characters), x, y.
+    """
+    both, n = np.concatenate([q[:count], d[:count]]), len(q[:count])
+    x, y = PCA(2, svd_solver="full").fit_transform(both).T if len(both) > 2 else np.zeros((2, len(both)))
+    texts = pd.Series([*queries[:count], *documents[:count]], dtype=str).str.slice(0, 120)
+    roles = np.repeat(["query", "document"], n)
+    return pd.DataFrame({"pair": np.tile(np.arange(n), 2), "role": roles, "text": texts, "x": x, "y": y})
+
+
+def cosines(q: np.ndarray, d: np.ndarray) -> pd.DataFrame:
+    """Cosines of positive pairs of unit vectors (N, D), and of as many that are none: each query with the next's."""
+    values = np.concatenate([(q * d).sum(axis=1), (q * np.roll(d, 1, axis=0)).sum(axis=1)])
+    return pd.DataFrame({"kind": np.repeat(["positive", "other"], len(q)), "cosine": values})
 
 
 def alignment(x: np.ndarray, y: np.ndarray) -> float:

@@ -62,7 +62,7 @@ class Retrieval:
         return Result(
             metrics={f"{name}/{m}": float(items[m].mean()) for m in items.columns if m != "query"},
             primary=f"{name}/mrr@10",
-            items={name: items},
+            items={name: items, f"{name}-worst": worst(items, run, self.set)},
             protocol={
                 name: {
                     "kind": "retrieval",
@@ -102,6 +102,33 @@ def vectors(embed: Embed, texts: Sequence[str], role: str, of: RetrievalSet) -> 
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows divided by their L2 norms; a zero row stays zero."""
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def worst(
+    items: pd.DataFrame, run: Mapping[str, Mapping[str, float]], of: RetrievalSet, count: int = 50
+) -> pd.DataFrame:
+    """The queries with the lowest mrr@10, with what they look for and what was found instead.
+
+    Returns:
+        Columns query, mrr@10, text, relevant, rank (of the first relevant document; not a number where none was
+        found) and found (the first document that is not relevant); texts are cut at 300 characters.
+    """
+    lines = []
+    for query in items.sort_values("mrr@10", kind="stable")["query"].head(count):
+        grades = of.qrels[query]
+        ranking = sorted(run[query].items(), key=lambda item: (item[1], item[0]), reverse=True)
+        ranked = [document for document, _ in ranking]
+        right = [d for d, grade in grades.items() if grade >= 1]
+        ranks = [ranked.index(d) + 1 for d in right if d in ranked]
+        wrong = next((d for d in ranked if d not in right), None)
+        lines.append(
+            {"query": query, "text": of.queries[query], "relevant": of.corpus.get(right[0], "") if right else ""}
+            | {"rank": min(ranks, default=None), "found": of.corpus[wrong] if wrong is not None else ""}
+        )
+    table = pd.DataFrame(lines, columns=["query", "text", "relevant", "rank", "found"]).astype({"rank": float})
+    for column in ("text", "relevant", "found"):
+        table[column] = table[column].str.slice(0, 300)
+    return table.merge(items[["query", "mrr@10"]], on="query")
 
 
 def measures(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from math import isnan
+from math import inf, isnan
 
 import numpy as np
 
@@ -99,8 +99,7 @@ def sheet(
     if not mix:
         comparability.refuse_mixed_protocols(done, names)
 
-    row_keys = list(dict.fromkeys(tuple(r.setting(k) for k in axes) for r in done))
-    col_keys: list[Key] = list(dict.fromkeys(tuple(r.setting(k) for k in cols) for r in done))
+    row_keys, col_keys = _ordered(done, axes), _ordered(done, cols)
     groups = {
         (row, col): [r for r in done if _key(r, axes) == row and _key(r, cols) == col]
         for row in row_keys
@@ -220,6 +219,22 @@ def _chosen(
         raise UsageError(f"baseline={said} names {len(rows)} rows; one is needed.")
     columns = list(dict.fromkeys(col for _, col in fitting))
     return rows[0], columns[0] if len(columns) == 1 else None
+
+
+def _ordered(records: Sequence[Record], axes: Sequence[str]) -> list[Key]:
+    """The values of these keys that runs have: numbers by size, words as the runs began; the first key varies least."""
+    begun = sorted(records, key=lambda r: str(r.info.get("started")))
+    keys: list[Key] = list(dict.fromkeys(tuple(r.setting(k) for k in axes) for r in begun))
+    orders = [sorted(dict.fromkeys(column), key=size) for column in zip(*keys, strict=True)]
+    return sorted(keys, key=lambda key: [order.index(v) for order, v in zip(orders, key, strict=True)])
+
+
+def size(value: str) -> float:
+    """A setting's place among others: numbers by size, then words."""
+    try:
+        return float(value)
+    except ValueError:
+        return inf
 
 
 def ablation(table: Sheet) -> Sheet:
