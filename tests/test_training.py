@@ -236,11 +236,9 @@ def test_selection_refuses_nonsense():
         Selection(mode="best")
 
 
-@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
-def test_loggers_write_without_a_network(pairs, tmp_path, logger):
-    run = run_here(pairs, tmp_path, f"logger={logger}", "trainer.max_steps=2", "trainer.log_every_n_steps=1")
-    pattern = {"wandb": "wandb/offline-run-*/*.wandb", "tensorboard": "**/events.*"}[logger]
-    assert list(run.folder.glob(pattern)) and (run.folder / "metrics.csv").exists()
+def test_tensorboard_is_written_beside_the_curves(pairs, tmp_path):
+    run = run_here(pairs, tmp_path, "logger=tensorboard", "trainer.max_steps=2", "trainer.log_every_n_steps=1")
+    assert list(run.folder.glob("**/events.*")) and (run.folder / "metrics.csv").exists()
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed"])

@@ -10,6 +10,7 @@ VERBS = {
     "evaluate": "score a run, a model folder or a hub model",
     "chain": "several runs in a row, each from the model before: domain adaptation",
     "sweep": "how far a sweep is",
+    "wandb": "the commands of a Weights & Biases sweep file, expanded and run here",
     "table": "runs as a table: mean and spread over seeds, significance, and what is unequal among them",
     "report": "a run or a sweep as one page: curves, scores, the space, worst errors",
     "study": "a question, its runs and its table: run what is missing, or check that they belong together",

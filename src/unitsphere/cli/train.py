@@ -134,13 +134,19 @@ def go(run: Run) -> float:
 
     if run.writes:
         os.environ[RUN_OF_RANKS] = str(run.folder.resolve())
-    metrics = train(run.config, run)
-    if not run.writes:
-        return float("nan")
+    try:
+        metrics = train(run.config, run)
+        if not run.writes:
+            return float("nan")
+        _report(run)
+    finally:
+        if run.writes and "wandb" in run.config.logger:
+            from unitsphere.report import to_wandb
+
+            to_wandb.finish(run)
     info = run.info
     if metrics:
         table.show(table.before_after(metrics, info["best_step"], info["steps"]))
-    _report(run)
     table.show(f"{run.folder}  ({info['wall_seconds']:.0f} s, {info['peak_memory_gib']} GiB)")
     return chosen_by(run)
 

@@ -2,7 +2,7 @@
 
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -58,6 +58,12 @@ def paragraph(text: str) -> str:
 def section(heading: str, *parts: str) -> str:
     """Parts below a heading; nothing where all of them are empty."""
     return f"<h2>{html.escape(heading)}</h2>{''.join(parts)}" if any(parts) else ""
+
+
+def beside(figures: Iterable[str]) -> str:
+    """Figures in a row that wraps; nothing where there are none."""
+    drawn = "".join(f"<figure>{figure}</figure>" for figure in figures)
+    return f'<div class="beside">{drawn}</div>' if drawn else ""
 
 
 def table(headings: Sequence[Cell], rows: Sequence[Sequence[Cell]]) -> str:

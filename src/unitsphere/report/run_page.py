@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
+from matplotlib.figure import Figure
 
-from unitsphere.report.html import document, panels, paragraph, section, svg, table
+from unitsphere.report.html import beside, document, panels, paragraph, section, svg, table
 from unitsphere.report.records import written
-from unitsphere.report.table import shown
+from unitsphere.report.table import compared, shown
 from unitsphere.runs import Run
 
 STAGES = {"before": "before training", "test": "chosen checkpoint"}
@@ -28,7 +29,7 @@ def page(run: Run) -> str:
         facts(info),
         section("Scores on test, x 100 but for geometry", scores(metrics, info)),
         section("Training", curves(run.folder / "metrics.csv", info)),
-        section("Cosines", histograms(run.folder)),
+        section("Cosines", beside(svg(drawn) for drawn in histograms(run.folder).values())),
         section("The space, in the plane of its two principal components", maps(run.folder)),
         section("Worst queries", *queries(run.folder)),
         section("Pairs that are furthest from their place", *pairs(run.folder)),
@@ -70,7 +71,6 @@ def facts(info: Mapping[str, object]) -> str:
 
 def scores(metrics: Mapping[str, float], info: Mapping[str, object]) -> str:
     """Before, best and last."""
-    names = list(dict.fromkeys(k.partition("/")[2] for k in metrics if k.startswith(("before/", "test/"))))
     headings = (
         "before",
         f"best, step {info.get('best_step', '-')}",
@@ -78,9 +78,7 @@ def scores(metrics: Mapping[str, float], info: Mapping[str, object]) -> str:
         f"last, step {info.get('steps', '-')}",
     )
     rows = []
-    for name in names:
-        before, best, last = (metrics.get(f"{stage}/{name}") for stage in ("before", "test", "last"))
-        gain = None if before is None or best is None else best - before
+    for name, before, best, gain, last in compared(metrics):
         values = (shown(name, before), shown(name, best), shown(name, gain, "+"), shown(name, last))
         rows.append([(name, "row"), *((value, "") for value in values)])
     return table([("metric", "row"), *((h, "") for h in headings)], rows) if rows else ""
@@ -112,20 +110,19 @@ def curves(file: Path, info: Mapping[str, object]) -> str:
     return svg(figure)
 
 
-def histograms(folder: Path) -> str:
+def histograms(folder: Path) -> dict[str, Figure]:
     """Cosines of positive and of other pairs, or of an STS task's most and least similar thirds, before and after."""
-    found = []
+    found = {}
     for stage, what in STAGES.items():
-        series = _cosines(folder / "scores" / stage)
-        for name, kinds in series.items():
+        for name, kinds in _cosines(folder / "scores" / stage).items():
             figure, axes = panels(1, 1, (4.2, 2.4))
             for (kind, values), colour in zip(kinds.items(), ("#2563eb", "#d97706"), strict=True):
                 axes[0][0].hist(values, bins=40, range=(-0.2, 1), alpha=0.6, label=kind, color=colour)
             axes[0][0].set_title(f"{name}, {what}")
             axes[0][0].set_yticks([])
             axes[0][0].legend(frameon=False)
-            found.append(f"<figure>{svg(figure)}</figure>")
-    return f'<div class="beside">{"".join(found)}</div>' if found else ""
+            found[f"{name}, {what}"] = figure
+    return found
 
 
 def _cosines(folder: Path) -> dict[str, dict[str, pd.Series]]:
@@ -148,10 +145,10 @@ def maps(folder: Path) -> str:
     for stage, what in STAGES.items():
         file = folder / "scores" / stage / "geometry-map.parquet"
         if file.exists():
-            drawn.append(f"<figure>{_dots(pd.read_parquet(file))}<figcaption>{what}</figcaption></figure>")
+            drawn.append(f"{_dots(pd.read_parquet(file))}<figcaption>{what}</figcaption>")
     key = '<p class="quiet">Queries <svg width="12" height="12"><circle class="query" cx="6" cy="6" r="5"/></svg>, '
     key += 'documents <svg width="12" height="12"><circle class="document" cx="6" cy="6" r="5"/></svg></p>'
-    return f'{key}<div class="beside">{"".join(drawn)}</div>' if drawn else ""
+    return key + beside(drawn) if drawn else ""
 
 
 def _dots(points: pd.DataFrame) -> str:

@@ -1,6 +1,6 @@
 """A run's before, best and last on test, side by side."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -21,11 +21,19 @@ def before_after(metrics: Mapping[str, float], best_step: int, steps: int) -> Ta
     table.add_column("metric", no_wrap=True)
     for heading in ("before", f"best\nstep {best_step}", "best -\nbefore", f"last\nstep {steps}"):
         table.add_column(heading, justify="right")
-    for name in (key.removeprefix("test/") for key in metrics if key.startswith("test/")):
-        before, best, last = (metrics.get(f"{stage}/{name}") for stage in ("before", "test", "last"))
-        difference = None if before is None or best is None else best - before
+    for name, before, best, difference, last in compared(metrics):
         table.add_row(name, shown(name, before), shown(name, best), shown(name, difference, "+"), shown(name, last))
     return table
+
+
+def compared(
+    metrics: Mapping[str, float],
+) -> Iterator[tuple[str, float | None, float | None, float | None, float | None]]:
+    """(name, before, best, best - before, last) of each metric that was measured on test; None for what was not."""
+    names = dict.fromkeys(k.partition("/")[2] for k in metrics if k.startswith(("before/", "test/")))
+    for name in names:
+        before, best, last = (metrics.get(f"{stage}/{name}") for stage in ("before", "test", "last"))
+        yield name, before, best, None if before is None or best is None else best - before, last
 
 
 def scores(metrics: Mapping[str, float], split: str) -> Table:
