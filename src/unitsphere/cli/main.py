@@ -9,6 +9,7 @@ VERBS = {
     "train": "train, choose by dev, score on test, save (the same as python train.py)",
     "evaluate": "score a run, a model folder or a hub model",
     "chain": "several runs in a row, each from the model before: domain adaptation",
+    "plan": "what a command would run, how long it should take and in how much memory, from past runs",
     "sweep": "how far a sweep is",
     "wandb": "the commands of a Weights & Biases sweep file, expanded and run here",
     "table": "runs as a table: mean and spread over seeds, significance, and what is unequal among them",

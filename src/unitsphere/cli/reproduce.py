@@ -118,7 +118,7 @@ def trained_again(original: Run, outputs: str) -> Run:
     Raises:
         UsageError: The run was bounded by time, or ran on several devices.
     """
-    from unitsphere.training.run import train
+    from unitsphere.cli.train import go
 
     config, folder = original.config, original.folder.resolve()
     if config.trainer.max_time is not None:
@@ -129,7 +129,7 @@ def trained_again(original: Run, outputs: str) -> Run:
     again.note(status="created", name=config.name, reproduces=str(folder), choices=original.info["choices"])
     for file in ("config.yaml", "overrides.yaml"):
         (again.folder / file).write_bytes((folder / file).read_bytes())
-    train(config, again)
+    go(again)
     return again
 
 

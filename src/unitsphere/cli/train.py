@@ -80,10 +80,7 @@ def start(
         folder: Of the sweep of which this run is a cell, if it is; the cell is there already where it was run before.
         at_once: Runs that share this machine's cores.
     """
-    from unitsphere.training.trainer import make_concrete
-
-    make_concrete(config, at_once)
-    _make_absolute(config)
+    settle(config, at_once)
     if folder is not None and (folder / cell(config) / "overrides.yaml").exists():
         return Run.open(folder / cell(config))
     if folder is not None:
@@ -95,6 +92,14 @@ def start(
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
     return run
+
+
+def settle(config: DictConfig, at_once: int = 1) -> None:
+    """Replace what depends on where it is typed: `auto` settings and relative paths. Changes the configuration."""
+    from unitsphere.training.trainer import make_concrete
+
+    make_concrete(config, at_once)
+    _make_absolute(config)
 
 
 def _make_absolute(config: DictConfig) -> None:

@@ -106,7 +106,9 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     torch.manual_seed(config.seed + trainer.global_rank)  # each rank has its own dropout
     module = EmbeddingModule(embedder, loss, optim, dev)
     device = next(embedder.parameters()).device
+    began = time.monotonic()
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+    run.note(train_seconds=round(time.monotonic() - began, 1))
     if trainer.interrupted:
         raise KeyboardInterrupt
     weights = whole(embedder) if sharded(embedder) else None
