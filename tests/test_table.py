@@ -57,6 +57,14 @@ def test_numbers_stand_by_size_and_words_as_the_runs_began(tmp_path):
     assert list(table.rows) == [("simcse", "0.05"), ("simcse", "0.1"), ("simcse", "1"), ("infonce", "1")]
 
 
+def test_a_baseline_is_meant_however_a_number_is_typed(tmp_path):
+    for temperature in (0.0, 0.0001):
+        made(tmp_path, temperature=temperature)
+    for typed in ("0.0", "0", "1e-4", "0.00010"):
+        table = sheet(find([tmp_path]), rows=["loss.temperature"], baseline={"loss.temperature": typed})
+        assert table.baseline == (f"{float(typed):g}",)
+
+
 def test_less_is_better_where_it_is(grid):
     table = sheet(find([grid]), metrics=["geometry/uniformity"])
     assert table.rows["infonce", "mean"][0].place == 1 and "-2.550" in render.number(table.rows["infonce", "mean"][0])

@@ -188,7 +188,7 @@ def processor() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and cleanliness of the checkout that the code runs from; None outside one."""
+    """The checkout's commit, and whether its code or configuration differ from that; None outside a checkout."""
     checkout = paths.conf().parent
     if not (checkout / ".git").exists():
         return None
@@ -196,4 +196,4 @@ def _git() -> dict[str, Any] | None:
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", str(checkout), *args], capture_output=True, text=True).stdout.strip()
 
-    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain"))}
+    return {"commit": git("rev-parse", "HEAD") or None, "dirty": bool(git("status", "--porcelain", "src", "conf"))}
