@@ -6,6 +6,7 @@ import pytest
 
 from conftest import command
 from unitsphere.cli.main import main
+from unitsphere.report.table import show
 
 TINY = ["encoder=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu"]
 
@@ -76,3 +77,9 @@ def test_evaluate_scores_a_model_on_its_own_and_on_other_data(tmp_path, pairs):
     folder = next((tmp_path / "evaluations").rglob("metrics.json"))
     assert json.loads(folder.read_text()) == {k: v for k, v in trained.items() if k.startswith("test/")}
     assert (folder.parent / "scores" / "test" / "pairs.parquet").exists()
+
+
+def test_what_is_said_keeps_brackets_and_long_paths_whole(capsys):
+    said = f"eval=[retrieval,geometry] in /{'long/' * 40}folder"
+    show(said)
+    assert capsys.readouterr().out == said + "\n"

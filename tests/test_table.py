@@ -50,6 +50,14 @@ def test_columns_of_a_key(grid):
     assert [c.place for c in table.rows["infonce",]] == [1, 1]
 
 
+def test_differences_say_which_cell_they_are_from(grid):
+    both = sheet(find([grid]), rows=["loss"], cols=["pooling"], baseline={"loss": "simcse", "pooling": "cls"})
+    assert "Differences from simcse cls:" in render.markdown(both)
+    own = sheet(find([grid]), rows=["loss"], cols=["pooling"], baseline={"loss": "simcse"})
+    assert "Differences from simcse:" in render.markdown(own)
+    assert own.rows["simcse",][0].difference is None and both.rows["simcse",][0].difference is not None
+
+
 def test_numbers_stand_by_size_and_words_as_the_runs_began(tmp_path):
     for loss, temperature in (("simcse", 0.1), ("simcse", 0.05), ("infonce", 1.0), ("simcse", 1.0)):
         made(tmp_path, loss, temperature=temperature)

@@ -15,6 +15,7 @@ VERBS = {
     "table": "runs as a table: mean and spread over seeds, significance, and what is unequal among them",
     "report": "a run or a sweep as one page: curves, scores, the space, worst errors",
     "study": "a question, its runs and its table: run what is missing, or check that they belong together",
+    "push": "a run's model with its card, to a hub or a folder",
     "diff": "in what two runs differ",
     "reproduce": "run a saved configuration again and compare every number",
 }

@@ -157,13 +157,15 @@ def go(run: Run) -> float:
 
 
 def _report(run: Run) -> None:
-    """Write the run's page; a page that fails loses no run."""
+    """Write the run's page and the model's card; one that fails loses no run."""
     from unitsphere.cli import report
+    from unitsphere.report.card import card
 
     try:
         report.of_run(run)
+        write(run.folder / "model" / "README.md", card(run))
     except Exception as error:
-        sys.stderr.write(f"report.html was not written: {type(error).__name__}: {error}\n")
+        sys.stderr.write(f"report.html or model/README.md was not written: {type(error).__name__}: {error}\n")
 
 
 def chosen_by(run: Run) -> float:

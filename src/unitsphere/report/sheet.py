@@ -49,6 +49,7 @@ class Sheet:
         rows: Row key -> its cells, one a column.
         notes: What its reader must know.
         baseline: The row that differences are taken from, `before`, or None.
+        baseline_column: The column that all differences are taken from; None where each is from its own.
     """
 
     headings: Key
@@ -56,6 +57,7 @@ class Sheet:
     rows: Mapping[Key, tuple[Cell, ...]]
     notes: tuple[str, ...]
     baseline: Key | str | None = None
+    baseline_column: Key | None = None
 
 
 def sheet(
@@ -137,6 +139,7 @@ def sheet(
         {row or ("all",): cells for row, cells in ranked.items()},
         tuple(notes + ([chosen] if chosen else [])),
         UNTRAINED if baseline == UNTRAINED else reference[0] if reference else None,
+        reference[1] if reference and cols else None,
     )
 
 
@@ -258,4 +261,11 @@ def ablation(table: Sheet) -> Sheet:
         return ", ".join(changed) or "full"
 
     rows = sorted(table.rows, key=lambda row: row != full)
-    return Sheet(("variant",), table.columns, {(label(r),): table.rows[r] for r in rows}, table.notes, ("full",))
+    return Sheet(
+        ("variant",),
+        table.columns,
+        {(label(r),): table.rows[r] for r in rows},
+        table.notes,
+        ("full",),
+        table.baseline_column,
+    )

@@ -70,5 +70,5 @@ def shown(name: str, value: float | None, sign: str = "") -> str:
 
 
 def show(renderable: Any) -> None:
-    """Print to the terminal, or as plain text where there is none."""
-    Console().print(renderable)
+    """Print to the terminal, or as plain text where there is none; a sentence is not broken, so paths stay whole."""
+    Console(markup=False).print(renderable, soft_wrap=isinstance(renderable, str))

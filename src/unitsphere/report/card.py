@@ -1,0 +1,192 @@
+"""A trained model's card: model/README.md, with the metadata that a hub reads.
+
+Format: https://huggingface.co/docs/hub/model-cards
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from omegaconf import DictConfig, OmegaConf
+
+from unitsphere import paths
+from unitsphere.encoders import minilm
+from unitsphere.report.table import compared, shown
+from unitsphere.runs import Run
+
+INHERITED = ("license", "license_name", "license_link", "language", "base_model")
+
+
+def card(run: Run, title: str | None = None, **metadata: str) -> str:
+    """The card's text: front matter, then data, objective, scores with their protocol, and how to load the model.
+
+    Args:
+        run: A run that has its model.
+        title: The model's name; by default that of the run.
+        metadata: Of the front matter, e.g. license; replaces what the base model says.
+    """
+    config, info, metrics = run.config, run.info, run.metrics
+    model = run.folder / "model"
+    name = title or str(info["name"])
+    known: dict[str, Any] = base(config) | metadata
+    in_st = (model / "modules.json").exists()
+    tags = ["sentence-similarity", "feature-extraction", "unitsphere", f"loss:{info['choices']['loss']}"]
+    data = ModelCardData(
+        library_name="sentence-transformers" if in_st else "transformers",
+        pipeline_tag="sentence-similarity" if in_st else "feature-extraction",
+        tags=(["sentence-transformers"] if in_st else []) + tags,
+        model_name=name,
+        eval_results=list(results(metrics)) or None,
+        **known,
+    )
+    protocol = yaml.safe_dump(info.get("protocol", {}), sort_keys=False, default_flow_style=None, width=110)
+    prompts = {role: prompt for role, prompt in info["embedder"]["prompts"].items() if prompt}
+    parts = [
+        f"---\n{data.to_yaml()}\n---\n\n# {name}",
+        introduction(config, info, known),
+        f"## Use\n\n{usage(title or str(model), prompts, in_st)}",
+        f"## Data\n\n{of_data(config, info)}",
+        f"## Objective\n\n{objective(config)}\n\n{training(config, info)}",
+        f"## Scores\n\n{scores(metrics, info)}\n\nHow they were measured:\n\n```yaml\n{protocol}```",
+        f"## Provenance\n\n{provenance(info)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def base(config: DictConfig) -> dict[str, Any]:
+    """What the card of the model that training began from says of licence, language and its own base.
+
+    Empty where the encoder began from nothing, or from a model without a card.
+    """
+    path = config.init or config.encoder.get("path")
+    if path is None and config.encoder._target_.endswith("minilm"):
+        return _said(minilm.folder() / "README.md") | {"base_model": minilm.NAME}
+    if path is None:
+        return {}
+    folder = paths.model(path)
+    if folder is not None:
+        return _said(folder / "README.md")
+    try:
+        return _said(Path(hf_hub_download(path, "README.md"))) | {"base_model": path}
+    except (OSError, ValueError):
+        return {"base_model": path}
+
+
+def _said(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    data = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    return {key: data[key] for key in INHERITED if key in data}
+
+
+def results(metrics: Mapping[str, float]) -> Iterator[EvalResult]:
+    """The test metrics, as a hub's leaderboards read them; raw values, mostly shares of 1."""
+    for key, value in metrics.items():
+        stage, _, name = key.partition("/")
+        if stage != "test" or not name.count("/"):
+            continue
+        task, _, measure = name.rpartition("/")
+        kind = ("sentence-similarity", measure, "spearman") if task == "sts" else ("text-retrieval", task, measure)
+        if task != "geometry":
+            yield EvalResult(
+                task_type=kind[0],
+                dataset_type=kind[1],
+                dataset_name=kind[1],
+                dataset_split="test",
+                metric_type=kind[2],
+                metric_value=value,
+            )
+
+
+def introduction(config: DictConfig, info: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """What the model is, in a few lines."""
+    path = config.init or config.encoder.get("path")
+    origin = known.get("base_model") or (Path(path).name if path else None)
+    licence = known.get("license_name") or known.get("license")
+    choices = info["choices"]
+    return (
+        f"A text-embedding model: {info['parameters']:,} parameters, {info['embedder']['pooling']}, "
+        f"{info['embedder']['max_length']} tokens at most; "
+        + (f"trained from {origin}" if origin else f"begun as encoder={choices['encoder']}")
+        + f" with the objective `{choices['loss']}` by unitsphere.\n\n"
+        + (f"Licence: {licence}, that of its base." if licence else "No licence is stated: its base has none here.")
+    )
+
+
+def usage(address: str, prompts: Mapping[str, str], in_st: bool) -> str:
+    """How to load it, with a prompt where it has one."""
+    role = "query" if "query" in prompts else next(iter(prompts), None)
+
+    def code(load: str, name: str, key: str) -> str:
+        asked = f', {key}="{role}"' if role else ""
+        return (
+            f'```python\n{load}\n\nmodel = {name}("{address}")\nvectors = model.encode(["sort an array"]{asked})\n```'
+        )
+
+    there = code("from sentence_transformers import SentenceTransformer", "SentenceTransformer", "prompt_name")
+    lines = [
+        there if in_st else "sentence-transformers has no such pooling; unitsphere loads it:",
+        code("from unitsphere import artefact", "artefact.load", "role"),
+    ]
+    if prompts:
+        lines.append("Prompts: " + "; ".join(f"{role}: `{prompt}`" for role, prompt in prompts.items()))
+    return "\n\n".join(lines)
+
+
+def of_data(config: DictConfig, info: Mapping[str, Any]) -> str:
+    """What it was trained on and chosen by: numbers and fingerprints; of local files the name alone."""
+    path = config.data.get("path")
+    lines = [info["data"]["name"] + (f" ({Path(str(path)).name})" if path else "") + "\n"]
+    for split, node in info["data"].items():
+        if isinstance(node, Mapping):
+            lines.append(f"- {split}: " + ", ".join(f"{key} {value}" for key, value in node.items()))
+    return "\n".join(lines)
+
+
+def objective(config: DictConfig) -> str:
+    """The loss and the optimiser as YAML; of a local path only the name, since a card may go to others."""
+
+    def shortened(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shortened(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [shortened(inner) for inner in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    nodes = {key: shortened(OmegaConf.to_container(config[key])) for key in ("loss", "optim")}
+    return f"```yaml\n{yaml.safe_dump(nodes, sort_keys=False)}```"
+
+
+def training(config: DictConfig, info: Mapping[str, Any]) -> str:
+    """Steps, batch and what chose the checkpoint."""
+    chosen = info["selected"]
+    by = f"{chosen['metric']} ({shown(chosen['metric'], chosen['value'])})" if chosen.get("value") is not None else ""
+    kept = (
+        f"the checkpoint of step {info['best_step']}, chosen by {by} out of {len(info['looks'])}" if by else "the last"
+    )
+    steps = f"{info['steps']} steps of {config.data.batch_size} rows, {config.data.max_length} tokens a text"
+    return f"{steps}, seed {info['seed']}; the checkpoint is {kept}."
+
+
+def scores(metrics: Mapping[str, float], info: Mapping[str, Any]) -> str:
+    """Before and after, on test."""
+    rows = [
+        f"| {name} | {shown(name, before)} | {shown(name, best)} | {shown(name, gain, '+')} |"
+        for name, before, best, gain, _ in compared(metrics)
+        if best is not None
+    ]
+    if not rows:
+        return "Not measured."
+    heading = "| on test, x 100 but for geometry | before | this model | difference |\n|---|---:|---:|---:|\n"
+    return heading + "\n".join(rows)
+
+
+def provenance(info: Mapping[str, Any]) -> str:
+    """When, where and with what."""
+    git = info.get("git") or {}
+    commit = str(git.get("commit") or "no commit")[:12] + (", with uncommitted changes" if git.get("dirty") else "")
+    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items() if version)
+    machine = f"{info['started'][:10]}, {info['processor']}, {info['device']}"
+    return f"{machine}; commit {commit}; Python {info['python']}, {versions}."
