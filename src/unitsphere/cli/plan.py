@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from unitsphere.cli import hydra_app
 from unitsphere.cli.train import settle
+from unitsphere.errors import UsageError
 from unitsphere.report import costs
 from unitsphere.runs import Run, cell
 
@@ -36,6 +37,8 @@ class Planned:
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
     given = dict(a.split("=", 1) for a in arguments if a.startswith(("hydra.sweep.dir=", "hydra.launcher.n_jobs=")))
+    if any(a.startswith("hydra/sweeper=") for a in arguments):
+        raise UsageError("a sweeper that proposes cells as it goes has no plan; only a grid has one.")
     folder = given.get("hydra.sweep.dir", "").strip("'\"")
     at_once = int(given.get("hydra.launcher.n_jobs", 1))
     own = [a for a in arguments if not a.startswith(("hydra.sweep.dir=", "hydra.launcher.", "hydra/launcher="))]

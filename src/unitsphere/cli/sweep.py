@@ -48,7 +48,7 @@ class State:
 
     def __str__(self) -> str:
         parts = [f"{self.count('done')} of {self.total or len(self.cells)} cells done"]
-        for status in ("running", "failed", "killed", "interrupted"):
+        for status in ("running", "pruned", "failed", "killed", "interrupted"):
             if self.count(status):
                 parts.append(f"{self.count(status)} {status}")
         if self.seconds_left:
@@ -129,14 +129,14 @@ class Summary(Callback):
         now = state(folder)
         show(f"{folder}: {now}")
         for cell, status in zip(now.cells, now.statuses, strict=True):
-            if status != "done":
+            if status not in ("done", "pruned"):
                 show(f"  {cell.folder.name} {status}: {' '.join(typed(cell.folder))}: {cell.info.get('error')}")
         if now.cells:
             from unitsphere.cli import report
 
             show(str(report.of_sweep(folder)))
         show(f"unitsphere table {folder}")
-        if now.count("done") < (now.total or len(now.cells)):
+        if now.count("done") + now.count("pruned") < (now.total or len(now.cells)):
             show(f"python train.py resume={folder}   # runs the cells that are not done")
             sys.exit(1)
 

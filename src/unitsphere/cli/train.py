@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app, sweep
-from unitsphere.errors import UsageError
+from unitsphere.errors import Pruned, UsageError
 from unitsphere.runs import Run, cell, stamped, write
 
 RUN_OF_RANKS = "UNITSPHERE_RUN_OF_RANKS"  # set by the first process of a run for those that Lightning starts from it
@@ -49,16 +49,23 @@ def job_of_sweep(config: DictConfig, hydra: Any) -> float:
     from unitsphere.report.table import show
 
     folder, typed = Path(hydra.sweep.dir), list(hydra.overrides.task)
-    at_once = int(hydra.launcher.get("n_jobs") or 1)
+    sharing = at_once(hydra.launcher)
     try:
         if config.trainer.devices != 1:
             raise UsageError("a cell of -m has one device: leave out trainer.devices")
-        run = start(hydra_app.resolved(config), typed, dict(hydra.runtime.choices), folder, at_once)
+        if hydra.launcher.get("n_jobs", 1) != 1:
+            from unitsphere.training import gpus
+
+            gpus.take_one()
+        run = start(hydra_app.resolved(config), typed, dict(hydra.runtime.choices), folder, sharing)
         status = run.info["status"]
         if status in ("done", "running"):
             show(f"{run.folder}: {'done before' if status == 'done' else 'another process is at it'}")
             return chosen_by(run) if status == "done" else float("nan")
-        return go(run)
+        return go(run, pruning(hydra.sweeper, folder))
+    except Pruned as error:
+        show(f"{run.folder}: pruned: {error}")
+        return float("nan")
     except Exception as error:  # whatever it is: the other cells do not depend on it
         if not isinstance(error, UsageError):
             traceback.print_exc()
@@ -66,6 +73,25 @@ def job_of_sweep(config: DictConfig, hydra: Any) -> float:
         return float("nan")
     finally:
         show(str(sweep.state(folder)))
+
+
+def at_once(launcher: Any) -> int:
+    """How many cells share a machine's cores; -1 is one a core. A cell of Ray has the cores that Ray gives it, one by
+    default."""
+    if "ray" in launcher:
+        from unitsphere.training.trainer import cpu_threads
+
+        return max(1, cpu_threads() // int(launcher.ray.remote.get("num_cpus", 1)))
+    return int(launcher.get("n_jobs") or 1)
+
+
+def pruning(sweeper: Any, folder: Path) -> list[Any]:
+    """The callback that ends a cell which Optuna has given up; none where Hydra sweeps a grid."""
+    if sweeper.get("trial") is None:
+        return []
+    from unitsphere.training.pruning import Pruning
+
+    return [Pruning(folder, sweeper.trial, sweeper.pruner)]
 
 
 def start(
@@ -132,15 +158,20 @@ def resume(path: str) -> float:
     return go(run)
 
 
-def go(run: Run) -> float:
-    """Train in a run's folder from its saved configuration, and print what came out."""
+def go(run: Run, callbacks: Sequence[Any] = ()) -> float:
+    """Train in a run's folder from its saved configuration, and print what came out.
+
+    Args:
+        run: Its folder.
+        callbacks: Lightning's, besides those of the configuration.
+    """
     from unitsphere.report import table
     from unitsphere.training.run import train
 
     if run.writes:
         os.environ[RUN_OF_RANKS] = str(run.folder.resolve())
     try:
-        metrics = train(run.config, run)
+        metrics = train(run.config, run, callbacks)
         if not run.writes:
             return float("nan")
         _report(run)

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -23,7 +23,7 @@ from unitsphere.build import build
 from unitsphere.data.batches import Batches
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.transformer import transformer
-from unitsphere.errors import UsageError
+from unitsphere.errors import Pruned, UsageError
 from unitsphere.evaluation.score import score
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
@@ -37,31 +37,34 @@ BEST = "checkpoints/best.safetensors"
 CPU = torch.device("cpu")
 
 
-def train(config: DictConfig, run: Run) -> dict[str, float]:
+def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -> dict[str, float]:
     """Carry out a run, or go on with one that was killed, and return its metrics.
 
     Args:
         config: Resolved; `auto` settings made concrete.
         run: Its folder. Where it holds a checkpoint, training goes on from there.
+        callbacks: Besides those of the configuration.
 
     Raises:
         UsageError: Something in the configuration or the data does not fit.
+        Pruned: A sweeper has given the run up.
     """
     quiet()
     began = time.monotonic()
     run.note(**provenance(), status="running", seed=config.seed, threads=config.trainer.threads)
     try:
         with run.lock():
-            metrics = _train(config, run)
+            metrics = _train(config, run, callbacks)
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        ended = {Pruned: "pruned", KeyboardInterrupt: "interrupted", SystemExit: "interrupted"}
+        status = ended.get(type(error), "failed")
         run.note(status=status, error=f"{type(error).__name__}: {error}")
         raise
     run.note(status="done", error=None, wall_seconds=round(time.monotonic() - began, 1), peak_memory_gib=_peak_memory())
     return metrics
 
 
-def _train(config: DictConfig, run: Run) -> dict[str, float]:
+def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
     loss, optim, sampler, data = (build(config[group]) for group in ("loss", "optim", "sampler", "data"))
     check_needs(loss, config.data.columns)
@@ -75,7 +78,7 @@ def _train(config: DictConfig, run: Run) -> dict[str, float]:
     run.note(data=read)
     dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
     test = build_evaluators(config.eval, "test", data.splits.test)
-    trainer = _build_trainer(config, run)
+    trainer = _build_trainer(config, run, more)
     embedder = build_embedder(config, trainer.strategy.root_device)
     loss.attach(embedder)
     loss.train()  # networks that it loaded come in the mode of evaluation
@@ -183,14 +186,14 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
     return embedder.to(device).train()
 
 
-def _build_trainer(config: DictConfig, run: Run) -> Any:
+def _build_trainer(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> Any:
     """Lightning's trainer with the configured loggers and callbacks.
 
     Raises:
         UsageError: Lightning refuses a setting.
     """
     loggers = [build(node, save_dir=str(run.folder)) for node in config.logger.values()]
-    callbacks = [build(node) for node in config.callbacks.values()]
+    callbacks = [*(build(node) for node in config.callbacks.values()), *more]
     try:
         return build(config.trainer, default_root_dir=str(run.folder), logger=loggers, callbacks=callbacks)
     except (MisconfigurationException, ValueError, TypeError) as error:
