@@ -74,7 +74,7 @@ def test_a_base_hands_its_licence_down(run, pairs, tmp_path):
 
 def test_the_default_encoder_is_named_with_its_licence():
     from conftest import composed
-    from unitsphere.report.card import base
+    from unitsphere.card import base
 
     said = base(composed("encoder=minilm"))
     assert said["license"] == "apache-2.0" and said["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"

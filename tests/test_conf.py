@@ -14,7 +14,7 @@ from unitsphere import paths
 from unitsphere.cli.help import first_comment, page
 
 CHAINS = sorted((paths.conf() / "chain").glob("*.yaml"))
-OPTIONS = sorted(f for f in paths.conf().rglob("*.yaml") if f.parent != paths.conf() and f not in CHAINS)
+OPTIONS = sorted(f for f in paths.conf().glob("*/*.yaml") if f not in CHAINS)  # not those of Hydra's own groups
 GIVEN_BY_CODE = {
     "pooling": {"dim"}, "embedder": {"encoder", "pooling"}, "logger": {"save_dir"}, "eval": {"split", "own"},
 }  # fmt: skip

@@ -19,6 +19,7 @@ ALLOWED = {
     "runs": LEAVES,
     "build": LEAVES,
     "report": LEAVES | {"runs"},
+    "card": LEAVES | {"runs", "report", "encoders"},
     "embedder": LEAVES | {"encoders", "pooling"},
     "artefact": LEAVES | {"encoders", "pooling", "embedder", "build"},
     "training": LEAVES | {"data", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},

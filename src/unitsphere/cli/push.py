@@ -47,7 +47,7 @@ def to_folder(run: Run, folder: Path, **metadata: str) -> Path:
     Raises:
         UsageError: The folder is there already.
     """
-    from unitsphere.report.card import card
+    from unitsphere.card import card
 
     if folder.exists():
         raise UsageError(f"to={folder} is there already; name one that is not.")
@@ -73,7 +73,7 @@ def to_hub(run: Run, name: str, private: bool, revision: str | None = None, **me
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    from unitsphere.report.card import card
+    from unitsphere.card import card
 
     api = HfApi()
     try:

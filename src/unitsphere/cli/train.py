@@ -189,8 +189,8 @@ def go(run: Run, callbacks: Sequence[Any] = ()) -> float:
 
 def _report(run: Run) -> None:
     """Write the run's page and the model's card; one that fails loses no run."""
+    from unitsphere.card import card
     from unitsphere.cli import report
-    from unitsphere.report.card import card
 
     try:
         report.of_run(run)

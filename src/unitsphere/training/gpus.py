@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 from unitsphere import paths
 from unitsphere.errors import UsageError
 
+_HELD: list[FileLock] = []  # a lock that is collected is let go
+
 
 @cache
 def take_one() -> str | None:
@@ -36,6 +38,3 @@ def take_one() -> str | None:
     raise UsageError(
         f"all {len(visible)} GPUs are taken by other cells; hydra.launcher.n_jobs={len(visible)} would fit."
     )
-
-
-_HELD: list[FileLock] = []  # a lock that is collected is let go
