@@ -11,6 +11,7 @@ import pytest
 
 from conftest import command
 from unitsphere.cli.sweep import state
+from unitsphere.errors import UsageError
 
 WEIGHT = "loss.hard_negative_weight"
 
@@ -118,6 +119,14 @@ def test_a_trial_that_is_given_up_ends_and_is_not_run_again(line, tmp_path):
         assert "worse than" in run.info["error"] and not (run.folder / "model").exists()
     command("train", f"resume={tmp_path / 'sweep'}")
     assert len(trials(tmp_path / "sweep")) == 2
+
+
+def test_a_machine_without_optuna_says_what_is_missing(monkeypatch):
+    from hydra_plugins.unitsphere_optuna import OptunaSweeper
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UsageError, match="pip install optuna"):
+        OptunaSweeper(trials=1, at_once=1, sampler=None, pruner=None).sweep([])
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from unitsphere.errors import UsageError
+
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -64,8 +66,17 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> "Study":
-        """Run trials until there are enough; those that a kill left unfinished come first."""
-        import optuna
+        """Run trials until there are enough; those that a kill left unfinished come first.
+
+        Raises:
+            UsageError: Optuna is not installed.
+        """
+        try:
+            import optuna
+        except ModuleNotFoundError:
+            raise UsageError(
+                "hydra/sweeper=optuna needs Optuna, which is the extra `optuna`: pip install optuna"
+            ) from None
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None  # by setup
         optuna.logging.set_verbosity(optuna.logging.WARNING)
