@@ -1,7 +1,9 @@
 """Model cards, read by huggingface_hub and executed; pushing to a folder and to a stand-in for a hub."""
 
+import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,25 +25,35 @@ def trained(pairs, outputs, *more) -> Run:
     return Run.open(folder)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("card")
+    rows = [{"anchor": f"number {i} of {i % 7}", "positive": f"it is {i} or {i % 5}"} for i in range(120)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNITSPHERE_CACHE", str(folder / "cache"))
+        return trained(folder / "rows.jsonl", folder / "out", "embedder.prompts.query=ask: ")
+
+
 @pytest.fixture
-def run(pairs, tmp_path):
-    return trained(pairs, tmp_path / "out", "embedder.prompts.query=ask: ")
+def run(finished, tmp_path):
+    return Run(shutil.copytree(finished.folder, tmp_path / "run"))
 
 
 def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_the_card_says_what_the_run_folder_says(run, pairs):
+def test_the_card_says_what_the_run_folder_says(run):
     text = (run.folder / "model" / "README.md").read_text()
     card = ModelCard(text)
     scored = {f"test/{r.dataset_name}/{r.metric_type}": r.metric_value for r in card.data.eval_results}
     assert scored == {k: v for k, v in run.metrics.items() if k.startswith("test/") and "geometry" not in k}
     assert {"loss:infonce", "unitsphere"} <= set(card.data.tags) and card.data.library_name == "sentence-transformers"
     assert card.data.license is None and "No licence is stated" in text
-    for told in (run.info["data"]["train"]["sha256"], "temperature: 0.05", "exact, 100 deep", f"({pairs.name})"):
+    for told in (run.info["data"]["train"]["sha256"], "temperature: 0.05", "exact, 100 deep", "(rows.jsonl)"):
         assert told in text
-    assert str(pairs.parent) not in text.split("## Data")[1]  # a local folder is nobody's business
+    assert str(Path(run.config.data.path).parent) not in text.split("## Data")[1]  # a local folder is nobody's business
     for name in ("pairs/mrr@10", "pairs/recall@1"):
         before, after = (f"{100 * run.metrics[f'{stage}/{name}']:.2f}" for stage in ("before", "test"))
         assert f"| {name} | {before} | {after} |" in text

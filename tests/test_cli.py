@@ -67,6 +67,7 @@ def test_verbs_explain_themselves():
         assert "unitsphere" in done.stdout and not done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate_scores_a_model_on_its_own_and_on_other_data(tmp_path, pairs):
     line = ["train", *TINY, "data=pairs", f"data.path={pairs}", "data.batch_size=8", "name=x", f"outputs={tmp_path}"]
     command(*line)

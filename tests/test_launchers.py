@@ -93,6 +93,7 @@ def test_what_is_typed_is_what_optuna_draws_from(typed, expected):
     assert str(distribution(override)) == expected
 
 
+@pytest.mark.slow
 def test_optuna_gets_what_dev_says(line, tmp_path):
     space = [f"{WEIGHT}=interval(-1.0,1.0)", "optim.lr=tag(log,interval(1e-4,1e-1))", "loss.symmetric=true,false"]
     sweeper = ["hydra/sweeper=optuna", "hydra.sweeper.trials=3", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
@@ -107,6 +108,7 @@ def test_optuna_gets_what_dev_says(line, tmp_path):
     assert f"best on dev of 3 trials, 0 of them pruned: {max(scored.values()):.4f}" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_given_up_ends_and_is_not_run_again(line, tmp_path):
     pruner = ["_target_=optuna.pruners.ThresholdPruner", "lower=2.0", "n_startup_trials"]
     typed = [f"{sign}hydra.sweeper.pruner.{key}" for sign, key in zip(("", "+", "~"), pruner, strict=True)]

@@ -58,6 +58,7 @@ def test_the_nearest_runs_count_and_only_those_of_this_encoder_and_machine(tmp_p
     assert costs.past(tmp_path / "nowhere") == []
 
 
+@pytest.mark.slow
 def test_the_verb_names_the_cells_that_a_sweep_makes_and_runs_none(tmp_path, pairs):
     line = ["-m", "loss=simcse,infonce", "seed=1,2,2", "encoder=tiny", "data=pairs", f"data.path={pairs}", "data.held_out=8",
             "trainer.max_steps=1", "trainer.accelerator=cpu", "eval=none", "select=last", f"outputs={tmp_path / 'out'}"]  # fmt: skip

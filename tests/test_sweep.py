@@ -33,6 +33,7 @@ def typed(run):
     return [line.removeprefix("- ") for line in (run.folder / "overrides.yaml").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_stops_no_other_and_is_all_that_a_resumed_sweep_runs(line, tmp_path):
     done = command("train", *line, "loss=supcon,infonce,simcse", "seed=1", check=False)
     assert done.returncode == 1 and "this cell failed: encoder=tiny" in done.stdout
@@ -59,6 +60,7 @@ def test_a_cell_that_another_process_runs_is_left_alone(line, tmp_path):
     assert "another process is at it" in done.stdout and run.info["status"] == "killed"  # nothing was written
 
 
+@pytest.mark.slow
 def test_equal_cells_are_run_once(line, tmp_path):
     done = command("train", *line, "loss=infonce", "seed=1,1", "name=a")
     (run,) = state(tmp_path / "sweep").cells
@@ -116,6 +118,7 @@ def test_a_sweep_of_a_file_is_resumed_with_its_file(line, tmp_path):
     assert done.stdout.count("done before") == 4
 
 
+@pytest.mark.slow
 def test_an_estimate_comes_from_the_cells_that_are_done(tmp_path, line):
     command("train", *line, "loss=infonce", "seed=1,2")
     first, second = state(tmp_path / "sweep").cells

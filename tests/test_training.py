@@ -88,6 +88,7 @@ def test_the_same_configuration_gives_the_same_numbers(finished, tmp_path):
     assert again.metrics == finished.metrics and again.info["reproduces"] == str(finished.folder)
 
 
+@pytest.mark.slow
 def test_a_number_that_does_not_reproduce_is_found(finished, tmp_path):
     copy = tmp_path / "copy"
     subprocess.run(["cp", "-r", str(finished.folder), str(copy)], check=True)
@@ -114,7 +115,8 @@ def killed(line, folder, at_step):
     raise AssertionError("the run ended before it could be killed")
 
 
-@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_killed_run_resumes_to_the_same_numbers(pairs, tmp_path, accumulate):
     line = overrides(pairs, tmp_path / "cut", f"trainer.accumulate_grad_batches={accumulate}", "trainer.max_steps=40")
     folder = killed(line, tmp_path / "cut", 6)
@@ -132,6 +134,7 @@ def test_a_killed_run_resumes_to_the_same_numbers(pairs, tmp_path, accumulate):
         resume(str(folder))
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_data_and_other_settings(pairs, tmp_path):
     folder = killed(overrides(pairs, tmp_path / "cut", "trainer.max_steps=40"), tmp_path / "cut", 4)
     done = command("train", f"resume={folder}", "optim.lr=1", check=False)
@@ -322,6 +325,7 @@ def test_every_strategy_starts_on_gpus(pairs, tmp_path, trainer):
     assert run.info["status"] == "done" and artefact.load(run.folder).encode(["a"]).shape[0] == 1
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_reproduced(finished, tmp_path):
     command("evaluate", f"model={finished.folder}", f"outputs={tmp_path}", "threads=1")
     (evaluation,) = (tmp_path / "evaluations").glob("*/eval_*")

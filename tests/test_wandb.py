@@ -65,6 +65,7 @@ def overrides(rows, *more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_sweep_logs_each_cell_as_a_run_of_one_group(rows, tmp_path):
     sweep = tmp_path / "out" / "sweep"
     command("train", "-m", f"hydra.sweep.dir={sweep}", "loss=simcse,infonce", *overrides(rows))
