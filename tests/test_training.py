@@ -300,6 +300,7 @@ def test_a_killed_run_of_two_ranks_resumes_to_the_same_numbers(pairs, tmp_path, 
     assert [look["step"] for look in resumed.info["looks"]] == [look["step"] for look in whole.info["looks"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "message"),
     [
