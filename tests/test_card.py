@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 
 from conftest import command
 from unitsphere import artefact
+from unitsphere.card import card
 from unitsphere.cli import push
 from unitsphere.cli.train import main as train
 from unitsphere.errors import UsageError
@@ -46,11 +47,13 @@ def blocks(text):
 
 def test_the_card_says_what_the_run_folder_says(run):
     text = (run.folder / "model" / "README.md").read_text()
-    card = ModelCard(text)
-    scored = {f"test/{r.dataset_name}/{r.metric_type}": r.metric_value for r in card.data.eval_results}
+    parsed = ModelCard(text)
+    scored = {f"test/{r.dataset_name}/{r.metric_type}": r.metric_value for r in parsed.data.eval_results}
     assert scored == {k: v for k, v in run.metrics.items() if k.startswith("test/") and "geometry" not in k}
-    assert {"loss:infonce", "unitsphere"} <= set(card.data.tags) and card.data.library_name == "sentence-transformers"
-    assert card.data.license is None and "No licence is stated" in text
+    assert {"loss:infonce", "unitsphere"} <= set(
+        parsed.data.tags
+    ) and parsed.data.library_name == "sentence-transformers"
+    assert parsed.data.license is None and "No licence is stated" in text
     for told in (run.info["data"]["train"]["sha256"], "temperature: 0.05", "exact, 100 deep", "(rows.jsonl)"):
         assert told in text
     assert str(Path(run.config.data.path).parent) not in text.split("## Data")[1]  # a local folder is nobody's business
@@ -75,13 +78,17 @@ def test_a_base_hands_its_licence_down(run, pairs, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(run.folder / "model", base)
     (base / "README.md").write_text(
-        "---\nlicense: cc-by-nc-4.0\nlanguage: [en, zh]\nbase_model: some/bert\n---\n# It\n"
+        "---\nlicense: other\nlicense_name: ours\nlanguage: [en, zh]\nbase_model: some/bert\n---\n# It\n"
     )
     first = trained(pairs, tmp_path / "first", "encoder=hub", f"encoder.path={base}")
     second = trained(pairs, tmp_path / "second", "loss=simcse", f"init={first.folder}")
     for made in (first, second):
         data = ModelCard.load(made.folder / "model" / "README.md").data
-        assert (data.license, data.language, data.base_model) == ("cc-by-nc-4.0", ["en", "zh"], "some/bert")
+        assert (data.license, data.language, data.base_model) == ("other", ["en", "zh"], "some/bert")
+        assert data.license_name == "ours"
+    text = card(second, license="mit")
+    data = ModelCard(text).data
+    assert data.license == "mit" and data.to_dict().get("license_name") is None and "Licence: mit." in text
 
 
 def test_the_default_encoder_is_named_with_its_licence():
@@ -105,8 +112,8 @@ def test_pushed_to_a_folder(run, tmp_path):
     command("push", run.folder, f"to={target}", "license=mit")
     texts = ["red cat", "old house"]
     np.testing.assert_array_equal(artefact.load(target).encode(texts), artefact.load(run.folder).encode(texts))
-    card = ModelCard.load(target / "README.md")
-    assert card.data.license == "mit" and card.data.model_name == "mine"
+    pushed = ModelCard.load(target / "README.md").data
+    assert pushed.license == "mit" and pushed.model_name == "mine"
     with pytest.raises(UsageError, match="is there already"):
         push.main([str(run.folder), f"to={target}"])
     assert [p.name for p in target.parent.iterdir()] == ["mine"]

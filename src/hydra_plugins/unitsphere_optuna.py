@@ -142,7 +142,8 @@ def distribution(override: Override) -> "BaseDistribution":
 
     value = override.value()
     if isinstance(value, IntervalSweep):
-        return FloatDistribution(float(value.start), float(value.end), log="log" in value.tags)  # type: ignore[arg-type]
+        assert value.start is not None and value.end is not None  # Hydra's grammar demands both
+        return FloatDistribution(float(value.start), float(value.end), log="log" in value.tags)
     if isinstance(value, RangeSweep) and isinstance(value.start, int) and isinstance(value.stop, int):
         return IntDistribution(value.start, value.stop - 1, step=int(value.step))
     assert isinstance(value, ChoiceSweep | RangeSweep)

@@ -30,7 +30,10 @@ def card(run: Run, title: str | None = None, **metadata: str) -> str:
     config, info, metrics = run.config, run.info, run.metrics
     model = run.folder / "model"
     name = title or str(info["name"])
-    known: dict[str, Any] = base(config) | metadata
+    inherited = base(config)
+    if "license" in metadata:  # license_name and license_link belong to the licence that is replaced
+        inherited = {key: value for key, value in inherited.items() if not key.startswith("license")}
+    known: dict[str, Any] = inherited | metadata
     in_st = (model / "modules.json").exists()
     tags = ["sentence-similarity", "feature-extraction", "unitsphere", f"loss:{info['choices']['loss']}"]
     data = ModelCardData(
@@ -111,7 +114,7 @@ def introduction(config: DictConfig, info: Mapping[str, Any], known: Mapping[str
         f"{info['embedder']['max_length']} tokens at most; "
         + (f"trained from {origin}" if origin else f"begun as encoder={choices['encoder']}")
         + f" with the objective `{choices['loss']}` by unitsphere.\n\n"
-        + (f"Licence: {licence}, that of its base." if licence else "No licence is stated: its base has none here.")
+        + (f"Licence: {licence}." if licence else "No licence is stated: its base has none here.")
     )
 
 
