@@ -1,14 +1,20 @@
-"""Exact nearest neighbours by dot product, with Faiss.
+"""Nearest neighbours by dot product, with Faiss: exact, or approximate where a corpus has millions of documents.
 
-Paper: Douze et al. 2024, The Faiss Library, https://arxiv.org/abs/2401.08281
+Papers: Douze et al. 2024, The Faiss Library, https://arxiv.org/abs/2401.08281; Jégou et al. 2011, inverted lists,
+https://doi.org/10.1109/TPAMI.2010.57; Malkov & Yashunin 2018, HNSW, https://arxiv.org/abs/1603.09320
 """
 
 import faiss
 import numpy as np
 
+from unitsphere.errors import UsageError
+from unitsphere.search.vectors import VectorFile, blocks
 
-def search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` documents with the largest dot product for each query.
+BLOCK = 65536
+
+
+def search(queries: np.ndarray, documents: np.ndarray | VectorFile, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` documents with the largest dot product for each query, exactly, a block of documents at a time.
 
     Args:
         queries: (Q, D) float32.
@@ -16,9 +22,66 @@ def search(queries: np.ndarray, documents: np.ndarray, k: int) -> tuple[np.ndarr
         k: At most N are returned.
 
     Returns:
-        Scores and row numbers, each (Q, min(k, N)), best first.
+        Scores float32 and row numbers int64, each (Q, min(k, N)), best first.
     """
-    index = faiss.IndexFlatIP(documents.shape[1])
-    index.add(np.ascontiguousarray(documents, dtype=np.float32))
-    scores, rows = index.search(np.ascontiguousarray(queries, dtype=np.float32), min(k, len(documents)))
-    return scores, rows
+    k = min(k, len(documents))
+    best = faiss.ResultHeap(len(queries), k, keep_max=True)
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    for start, block in blocks(documents, BLOCK):
+        scores, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        best.add_result(np.ascontiguousarray(scores), np.ascontiguousarray(rows + start))
+    best.finalize()
+    return best.D, best.I
+
+
+class Exact:
+    """Every document is compared: no error, time in proportion to Q N, memory of a block."""
+
+    def build(self, documents: np.ndarray | VectorFile) -> None:
+        """Take the documents (N, D)."""
+        self._documents = documents
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `search`."""
+        return search(queries, self._documents, k)
+
+
+class Approximate:
+    """An index of Faiss, in memory: 4 D bytes a document and the index's own. What it misses, nobody sees.
+
+    Args:
+        factory: As Faiss writes it, `{lists}` in it standing for 4 sqrt(N): "IVF{lists},Flat", "HNSW32,Flat", with
+            "SQ8" or "PQ48" in place of "Flat" for fewer bytes.
+        nprobe: Inverted lists read a query; more of them miss less.
+        ef_search: Candidates that HNSW keeps while it walks; likewise.
+        train_rows: Documents (the first ones) from which the lists are learned.
+
+    Raises:
+        UsageError: Faiss knows no such index.
+    """
+
+    def __init__(self, factory: str, nprobe: int = 32, ef_search: int = 128, train_rows: int = 100_000):
+        self.factory, self.nprobe, self.ef_search, self.train_rows = factory, nprobe, ef_search, train_rows
+
+    def build(self, documents: np.ndarray | VectorFile) -> None:
+        """Index the documents (N, D)."""
+        lists = max(1, min(int(4 * len(documents) ** 0.5), len(documents) // 40))
+        name = self.factory.format(lists=lists)
+        try:
+            self._index = faiss.index_factory(documents.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise UsageError(f"index.factory={self.factory}: Faiss knows no index {name!r}.") from error
+        parameters = faiss.ParameterSpace()
+        if "IVF" in name:
+            parameters.set_index_parameter(self._index, "nprobe", min(self.nprobe, lists))
+        if "HNSW" in name:
+            parameters.set_index_parameter(self._index, "efSearch", self.ef_search)
+        _, first = next(blocks(documents, self.train_rows))
+        self._index.train(first)
+        for _, block in blocks(documents, BLOCK):
+            self._index.add(block)
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (Q, k), best first, and rows; -inf and -1 where fewer were found."""
+        scores, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        return np.where(rows < 0, -np.inf, scores).astype(np.float32), rows
