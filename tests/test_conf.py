@@ -19,9 +19,12 @@ GIVEN_BY_CODE = {
     "pooling": {"dim"}, "embedder": {"encoder", "pooling"}, "logger": {"save_dir"}, "eval": {"split", "own"},
 }  # fmt: skip
 PATH = "loss.teacher.path=x"
+ROOTS = {"source": "mine", "filter": "mine", "index": "mine"}  # of the groups that train.yaml does not have
+PLACES = {"index": "index@source.dense.index"}  # of the groups that are part of an option of another
 MUST_BE_GIVEN = {
     "loss/distil_mse": [PATH], "loss/distil_cosine": [PATH], "loss/distil_relational": [PATH], "loss/margin_mse": [PATH],
-    "loss/distil_multilingual": [PATH], "loss/distil_features": ["loss.terms.features.teacher.path=x"],
+    "filter/cross_encoder": ["filter.cross_encoder.scorer.path=x"], "loss/distil_multilingual": [PATH],
+    "loss/distil_features": ["loss.terms.features.teacher.path=x"],
 }  # fmt: skip
 GROUPS = {f.parent.name for f in OPTIONS}
 
@@ -43,7 +46,8 @@ def nodes(config):
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda f: f"{f.parent.name}/{f.stem}")
 def test_an_option_composes_and_fits_its_signature(option):
     group = option.parent.name
-    config = composed(f"{group}={option.stem}", *MUST_BE_GIVEN.get(f"{group}/{option.stem}", ()))
+    chosen, given = f"{PLACES.get(group, group)}={option.stem}", MUST_BE_GIVEN.get(f"{group}/{option.stem}", ())
+    config = composed(chosen, *given, root=ROOTS.get(group, "train"))
     assert first_comment(option)
     for of, node in nodes(config):
         target = get_object(node._target_)
@@ -94,7 +98,7 @@ def test_an_experiment_wins_over_defaults_and_loses_to_the_command_line(tmp_path
 def test_help_names_every_group_option_and_key():
     text = page("train")
     for option in OPTIONS:
-        assert f"    {option.stem}" in text, option
+        assert f"    {option.stem}" in text + page(ROOTS.get(option.parent.name, "train")), option
     config = OmegaConf.load(paths.conf() / "train.yaml")
     for key in set(config) - {"defaults", "hydra"}:
         assert f"  {key}=" in text

@@ -15,6 +15,7 @@ ALLOWED = {
     "formats": LEAVES,
     "compression": LEAVES,
     "data": LEAVES | {"formats"},
+    "mining": LEAVES | {"search"},
     "evaluation": LEAVES | {"formats", "search"},
     "runs": LEAVES,
     "build": LEAVES,
@@ -22,7 +23,7 @@ ALLOWED = {
     "card": LEAVES | {"runs", "report", "encoders"},
     "embedder": LEAVES | {"encoders", "pooling"},
     "artefact": LEAVES | {"encoders", "pooling", "embedder", "build"},
-    "training": LEAVES | {"data", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
+    "training": LEAVES | {"data", "mining", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
 }
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, provenance, stamped, write
+
+if TYPE_CHECKING:
+    from unitsphere.embedder import Embedder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -22,10 +25,7 @@ def job(config: DictConfig) -> None:
     from unitsphere.training.trainer import cpu_threads
 
     config = hydra_app.resolved(config)
-    if (config.model is None) == ("encoder" not in config):
-        raise UsageError("give one of model=… (a run, a folder, a hub id) and encoder=… (an option)")
-    if config.model is not None and "pooling" in config:
-        raise UsageError("pooling= is for encoder=…; a model brings its own")
+    check_model(config)
     if config.split not in ("dev", "test"):
         raise UsageError(f"split={config.split}: dev or test would fit.")
     if config.threads == "auto":
@@ -46,8 +46,6 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
     """
     import torch
 
-    from unitsphere import artefact
-    from unitsphere.build import build
     from unitsphere.evaluation.score import score
     from unitsphere.training.run import build_evaluators, quiet
 
@@ -57,11 +55,7 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
     evaluators = build_evaluators(config.eval, config.split, own)
     if not evaluators:
         raise UsageError("eval is empty: choose what to score, e.g. eval=retrieval or eval=[sts,retrieval]")
-    if config.model is not None:
-        embedder = artefact.load(config.model)
-    else:
-        pooling = config.get("pooling") or {"_target_": artefact.POOLINGS["mean",]}
-        embedder = artefact.assemble(build(config.encoder), pooling, config.embedder)
+    embedder = embedder_of(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     embedder.to(device).eval()
     run = Run.create(parent, stamped("eval"))
@@ -73,6 +67,32 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
         run.add_items(config.split, result.items)
         run.note(status="done", protocol=result.protocol, primary=result.primary)
     return run
+
+
+def check_model(config: DictConfig) -> None:
+    """Raises:
+    UsageError: Not exactly one of `model` and `encoder` is given, or a pooling for a model, which has its own.
+    """
+    if (config.model is None) == ("encoder" not in config):
+        raise UsageError("give one of model=… (a run, a folder, a hub id) and encoder=… (an option)")
+    if config.model is not None and "pooling" in config:
+        raise UsageError("pooling= is for encoder=…; a model brings its own")
+
+
+def embedder_of(config: DictConfig) -> "Embedder":
+    """The model, or the encoder with the pooling given, or mean.
+
+    Raises:
+        UsageError: See `check_model`; or nothing loadable is there.
+    """
+    from unitsphere import artefact
+    from unitsphere.build import build
+
+    check_model(config)
+    if config.model is not None:
+        return artefact.load(config.model)
+    pooling = config.get("pooling") or {"_target_": artefact.POOLINGS["mean",]}
+    return artefact.assemble(build(config.encoder), pooling, config.embedder)
 
 
 def _own(config: DictConfig) -> Any:

@@ -3,7 +3,7 @@
 Paper: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,10 @@ class Beir(Data):
         if wrong:
             raise UsageError(f"data.columns: judgments have no column {wrong[0]!r}; query and document fit.")
         self.folder = find(path)
+
+    def corpus(self) -> Sequence[str]:
+        """All documents that are not empty, judged or not."""
+        return [text for text in read_texts(self.folder, "corpus").values() if text]
 
     def load(self) -> Splits:
         corpus, queries = read_texts(self.folder, "corpus"), read_texts(self.folder, "queries")

@@ -116,6 +116,10 @@ class Data(ABC):
         """The data, read once."""
         return self.load()
 
+    def corpus(self) -> Sequence[str]:
+        """The documents among which negatives are mined: the different positives of the training rows."""
+        return list(dict.fromkeys(self.splits.train.positive or ()))
+
     @abstractmethod
     def load(self) -> Splits:
         """Read the source.

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from unitsphere.evaluation.retrieval import own_or_path, unit, vectors
+from unitsphere.evaluation.retrieval import own_or_path, vectors
+from unitsphere.search.dense import unit
 from unitsphere.types import Embed, Result, RetrievalSet
 
 

@@ -13,7 +13,7 @@ import pytrec_eval
 
 from unitsphere.errors import UsageError
 from unitsphere.formats import beir
-from unitsphere.search.dense import search
+from unitsphere.search.dense import search, unit
 from unitsphere.types import Embed, Result, RetrievalSet
 
 MEASURES = {
@@ -97,11 +97,6 @@ def vectors(embed: Embed, texts: Sequence[str], role: str, of: RetrievalSet) -> 
     parts = {p: embed([t for t, q in zip(texts, own, strict=True) if q == p], role, of.max_length, p) for p in {*own}}
     taken = {p: iter(part) for p, part in parts.items()}
     return np.stack([next(taken[p]) for p in own])
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    """Rows divided by their L2 norms; a zero row stays zero."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
 def worst(

@@ -12,8 +12,8 @@ from scipy.stats import spearmanr
 
 from unitsphere import paths
 from unitsphere.errors import UsageError
-from unitsphere.evaluation.retrieval import unit
 from unitsphere.formats.records import BadRow, records
+from unitsphere.search.dense import unit
 from unitsphere.types import Embed, Result, RetrievalSet
 
 

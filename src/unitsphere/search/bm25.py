@@ -76,7 +76,7 @@ class BM25:
 
 
 def top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` largest positive numbers of (N) and their places, padded with -inf and -1; ties in the order of places."""
+    """The `k` largest numbers over 0 of (N) and their places, ties in the order of places; padded with -inf and -1."""
     threshold = np.partition(scores, -k)[-k] if k < len(scores) else 0
     rows = np.flatnonzero((scores >= threshold) & (scores > 0))
     rows = rows[np.lexsort((rows, -scores[rows]))][:k]

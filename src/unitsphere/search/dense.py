@@ -85,3 +85,8 @@ class Approximate:
         """Scores (Q, k), best first, and rows; -inf and -1 where fewer were found."""
         scores, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
         return np.where(rows < 0, -np.inf, scores).astype(np.float32), rows
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows divided by their L2 norms; a zero row stays zero."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -224,7 +224,7 @@ def quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for name in ("pytorch_lightning", "lightning_fabric", "torch", "faiss"):
+    for name in ("pytorch_lightning", "lightning_fabric", "torch", "faiss", "bm25s"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",

@@ -1,0 +1,158 @@
+"""`unitsphere mine`: hard negatives for a data set's training pairs, and an audit of them."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unitsphere.cli import hydra_app
+from unitsphere.errors import UsageError
+from unitsphere.runs import Run, provenance, stamped, write
+
+if TYPE_CHECKING:
+    from unitsphere.data.rows import Rows
+    from unitsphere.mining.candidates import Negative
+    from unitsphere.mining.miner import Miner
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    hydra_app.run("mine", job, arguments)
+
+
+def job(config: DictConfig) -> None:
+    """Check what was asked for, mine, audit and print."""
+    from unitsphere.report.table import show
+    from unitsphere.training.trainer import cpu_threads
+
+    config = hydra_app.resolved(config)
+    if config.threads == "auto":
+        config.threads = cpu_threads()
+    if config.chunk < 1 or config.audit < 0:
+        raise UsageError(f"chunk={config.chunk} and audit={config.audit}: 1 or more and 0 or more would fit.")
+    run = mine(config)
+    for name, value in run.metrics.items():
+        show(
+            f"{name} {value:.2%}" if name.startswith(("false_negatives", "cross_encoder/over")) else f"{name} {value:g}"
+        )
+    show(f"train on them: python train.py loss=infonce data=triplets data.path={run.folder}/negatives.jsonl")
+    show(str(run.folder))
+
+
+def mine(config: DictConfig) -> Run:
+    """Mine negatives for every training pair, and save them in a new folder.
+
+    Raises:
+        UsageError: The data has no pairs, or a source, filter or model does not fit.
+    """
+    import torch
+
+    from unitsphere.build import build
+    from unitsphere.cli.evaluate import embedder_of
+    from unitsphere.mining import audit
+    from unitsphere.mining.miner import Miner
+    from unitsphere.report.mined import pictures
+    from unitsphere.training.run import quiet
+
+    quiet()
+    torch.set_num_threads(config.threads)
+    sources = {name: build(node) for name, node in config.source.items()}
+    filters = {name: build(node) for name, node in config.filter.items()}
+    scorer = _scorer(config.cross_encoder) if config.cross_encoder is not None else None
+    data = build(config.data)
+    rows = data.splits.train
+    if rows.positive is None:
+        raise UsageError(f"data={data.name} has no positives: negatives are mined for pairs (pairs, triplets, beir, …)")
+    embed = None
+    if "dense" in sources:
+        embedder = embedder_of(config)
+        embed = embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval().embed
+    documents = data.corpus() if config.corpus is None else _read(config.corpus)
+    run = Run.create(Path(config.outputs) / "mined" / data.name, stamped("mine"))
+    write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
+    run.note(**provenance(), status="running", data={"name": data.name, **data.splits.provenance()})
+    with run.lock():
+        for source in sources.values():
+            source.attach(documents, embed, run.folder, config.max_length)
+        miner = Miner(documents, sources, filters, config.pick, config.seed)
+        queries, positives = asked(rows)
+        mined = _mined(miner, queries, positives, config.chunk)
+        _save(run.folder / "negatives.jsonl", rows, documents, dict(zip(queries, mined, strict=True)))
+        counts = [len(negatives) for negatives in mined]
+        found: dict[str, float] = {"documents": len(documents), "queries": len(queries), "negatives": sum(counts)}
+        found["without_negatives"] = counts.count(0)
+        if config.audit:
+            found |= audit.hidden_positives(miner, queries, positives, config.audit, config.seed)
+            if scorer is not None:
+                found |= audit.agreement(scorer, documents, queries, positives, mined, config.audit, config.seed)
+        table = audit.scores(mined)
+        run.add_metrics(found)
+        run.add_items("mined", {"negatives": table})
+        pictures(table, run.folder)
+        (run.folder / "vectors.f32").unlink(missing_ok=True)
+        run.note(status="done")
+    return run
+
+
+def asked(rows: "Rows") -> tuple[list[str], list[list[str]]]:
+    """The different anchors, and of each its positives."""
+    assert rows.positive is not None
+    known: dict[str, list[str]] = {}
+    for anchor, positive in zip(rows.anchor, rows.positive, strict=True):
+        known.setdefault(anchor, []).append(positive)
+    return list(known), list(known.values())
+
+
+def _mined(
+    miner: "Miner", queries: Sequence[str], positives: Sequence[Sequence[str]], chunk: int
+) -> "list[list[Negative]]":
+    return [
+        negatives
+        for start in range(0, len(queries), chunk)
+        for negatives in miner(queries[start : start + chunk], positives[start : start + chunk])
+    ]
+
+
+def _save(file: Path, rows: "Rows", documents: Sequence[str], mined: "dict[str, list[Negative]]") -> None:
+    """One line a training pair: its columns, its negatives (those that it had first) and how the new ones were found."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.writing")
+    with part.open("w", encoding="utf-8") as out:
+        for line in _lines(rows, documents, mined):
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    part.replace(file)
+
+
+def _lines(rows: "Rows", documents: Sequence[str], mined: "dict[str, list[Negative]]") -> Iterator[dict[str, Any]]:
+    from unitsphere.data.rows import COLUMNS
+
+    columns = [column for column in COLUMNS if getattr(rows, column) is not None and column != "negative"]
+    for i, anchor in enumerate(rows.anchor):
+        had = list(rows.negative[i]) if rows.negative is not None else []
+        line = {column: getattr(rows, column)[i] for column in columns}
+        line["negative"] = had + [documents[negative.row] for negative in mined[anchor]]
+        line["mined"] = [{"source": n.source, "rank": n.rank, **n.scores} for n in mined[anchor]]
+        yield line
+
+
+def _scorer(path: str) -> Any:
+    from unitsphere.encoders.cross_encoder import CrossEncoder
+
+    return CrossEncoder(path)
+
+
+def _read(path: str) -> Sequence[str]:
+    """The documents of a file, column `text`, or of a folder's corpus.jsonl."""
+    from unitsphere.formats.beir import read_texts
+    from unitsphere.formats.records import BadRow, records
+
+    if Path(path).expanduser().is_dir():
+        return [text for text in read_texts(Path(path).expanduser(), "corpus").values() if text]
+    documents = []
+    for number, record in records(path):
+        if isinstance(record, BadRow) or not isinstance(record.get("text"), str):
+            raise UsageError(f"corpus={path}, row {number}: a column text expected, found {record}")
+        documents.append(record["text"])
+    return documents
