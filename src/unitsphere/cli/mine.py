@@ -117,7 +117,7 @@ def _mined(
 
 
 def _save(file: Path, rows: "Rows", documents: Sequence[str], mined: "dict[str, list[Negative]]") -> None:
-    """One line a training pair: its columns, its negatives (those that it had first) and how the new ones were found."""
+    """One line a training pair: its columns, its negatives (its own first) and how the new ones were found."""
     part = file.with_name(f"{file.name}.{os.getpid()}.writing")
     with part.open("w", encoding="utf-8") as out:
         for line in _lines(rows, documents, mined):
