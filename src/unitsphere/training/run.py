@@ -22,7 +22,9 @@ from safetensors.torch import load_file
 from unitsphere import artefact, paths
 from unitsphere.build import build
 from unitsphere.data.batches import Batches
+from unitsphere.data.leakage import told as told_leak
 from unitsphere.data.preparation.step import prepare, told
+from unitsphere.data.rows import Rows
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
@@ -77,6 +79,10 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
             raise UsageError(f"this loss reads {column}, which not all of the data has: data={data.name}")
     run.note(preparation=prepared)
     _say(run, *map(told, prepared))
+    dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
+    test = build_evaluators(config.eval, "test", data.splits.test)
+    if config.leakage:
+        rows = _without_leaks(config.leakage, rows, {"test": test, "dev": dev}, run)
     checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
     read = {"name": data.name, **data.splits.provenance()}
     if rows is not data.splits.train:
@@ -84,8 +90,6 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     if checkpoint is not None and run.info["data"] != read:
         raise UsageError(f"{run.folder}: the data is not what this run was trained on; it cannot be resumed.")
     run.note(data=read)
-    dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
-    test = build_evaluators(config.eval, "test", data.splits.test)
     trainer = _build_trainer(config, run, more)
     embedder = build_embedder(config, trainer.strategy.root_device)
     loss.attach(embedder)
@@ -179,6 +183,18 @@ def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Eva
         own: The data's own queries of that split, or None.
     """
     return [build(node, split=split, own=own) for node in nodes.values()]
+
+
+def _without_leaks(
+    node: Mapping[str, Any], rows: Rows, evaluators: Mapping[str, Sequence[Evaluator]], run: Run
+) -> Rows:
+    """The rows that may be trained on; what was found is noted and said, even where it then stops the run."""
+    leakage = build(node)
+    rows, reports = leakage(rows, evaluators)
+    run.note(leakage=reports)
+    _say(run, *(told_leak(report) for report in reports if report["found"] or report["apart"]))
+    leakage.check(reports)
+    return rows
 
 
 def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
