@@ -177,7 +177,16 @@ class Embed(Protocol):
     ) -> np.ndarray: ...
 
 
+# Set -> what of it must not be trained on. A text must not be a row's anchor or positive; the texts of a tuple must not
+# stand in one row together (the two sentences of a pair, whose score would be given away), though each may alone.
+Held = Mapping[str, Sequence[str | tuple[str, ...]]]
+
+
 class Evaluator(Protocol):
     """Scores an embedding function; never sees the model behind it."""
 
     def __call__(self, embed: Embed) -> Result: ...
+
+    def held(self) -> Held:
+        """What `data.leakage` looks for in the training rows."""
+        ...

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 
 from unitsphere.evaluation.retrieval import own_or_path, vectors
 from unitsphere.search.dense import unit
-from unitsphere.types import Embed, Result, RetrievalSet
+from unitsphere.types import Embed, Held, Result, RetrievalSet
 
 
 class Geometry:
@@ -38,6 +38,10 @@ class Geometry:
     ):
         self.set = own_or_path(split, own, path, max_length)
         self.samples = samples
+
+    def held(self) -> Held:
+        """The queries, as for retrieval."""
+        return {self.set.name: list(self.set.queries.values())}
 
     def __call__(self, embed: Embed) -> Result:
         queries = list(self.set.queries)[: self.samples]

@@ -14,7 +14,7 @@ import pytrec_eval
 from unitsphere.errors import UsageError
 from unitsphere.formats import beir
 from unitsphere.search.dense import search, unit
-from unitsphere.types import Embed, Result, RetrievalSet
+from unitsphere.types import Embed, Held, Result, RetrievalSet
 
 MEASURES = {
     "recall@1": "recall_1",
@@ -48,6 +48,10 @@ class Retrieval:
         self, split: str, own: RetrievalSet | None = None, path: str | None = None, max_length: int | None = None
     ):
         self.set = own_or_path(split, own, path, max_length)
+
+    def held(self) -> Held:
+        """Its queries; documents may be trained on."""
+        return {self.set.name: list(self.set.queries.values())}
 
     def __call__(self, embed: Embed) -> Result:
         name, queries, documents = self.set.name, list(self.set.queries), list(self.set.corpus)

@@ -14,7 +14,7 @@ from unitsphere import paths
 from unitsphere.errors import UsageError
 from unitsphere.formats.records import BadRow, records
 from unitsphere.search.dense import unit
-from unitsphere.types import Embed, Result, RetrievalSet
+from unitsphere.types import Embed, Held, Result, RetrievalSet
 
 
 class STS:
@@ -56,6 +56,13 @@ class STS:
         self.tasks = {task: read(task, folder, file, hub) for task, file in files.items()}
         self.protocol = protocol
         self.max_length = max_length
+
+    def held(self) -> Held:
+        """The two sentences of each pair, together: a training row that has both would give their score away."""
+        return {
+            f"sts/{task}": list(zip(pairs.sentence1, pairs.sentence2, strict=True))
+            for task, pairs in self.tasks.items()
+        }
 
     def __call__(self, embed: Embed) -> Result:
         items = {}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unitsphere.errors import UsageError
-from unitsphere.types import Embed, Evaluator, Result
+from unitsphere.types import Embed, Evaluator, Held, Result
 
 
 class Truncation:
@@ -35,6 +35,10 @@ class Truncation:
         if not dims or min(dims) < 1:
             raise UsageError(f"eval.truncation.dims={list(dims)}: widths of 1 or more would fit.")
         self.evaluator, self.dims, self.measures = evaluator(split=split, own=own), tuple(dims), measures
+
+    def held(self) -> Held:
+        """What the evaluator inside holds."""
+        return self.evaluator.held()
 
     def __call__(self, embed: Embed) -> Result:
         results = {d: self.evaluator(_first(embed, d)) for d in self.dims}

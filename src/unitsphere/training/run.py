@@ -6,6 +6,7 @@ written as soon as it is known, so that a killed run has lost nothing that a res
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +22,9 @@ from safetensors.torch import load_file
 from unitsphere import artefact, paths
 from unitsphere.build import build
 from unitsphere.data.batches import Batches
+from unitsphere.data.leakage import told as told_leak
+from unitsphere.data.preparation.step import prepare, told
+from unitsphere.data.rows import Rows
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
@@ -67,23 +71,31 @@ def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -
 def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
     loss, optim, sampler, data = (build(config[group]) for group in ("loss", "optim", "sampler", "data"))
-    check_needs(loss, config.data.columns)
+    steps = {name: build(node) for name, node in config.preparation.items()}
+    check_needs(loss, [*config.data.columns, *(column for step in steps.values() for column in step.gives)])
+    rows, prepared = prepare(data.splits.train, steps, config.seed)
     for column in loss.needs:
-        if getattr(data.splits.train, column) is None:  # a mixture keeps the columns that all of its sources have
+        if getattr(rows, column) is None:  # a mixture keeps the columns that all of its sources have
             raise UsageError(f"this loss reads {column}, which not all of the data has: data={data.name}")
+    run.note(preparation=prepared)
+    _say(run, *map(told, prepared))
+    dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
+    test = build_evaluators(config.eval, "test", data.splits.test)
+    if config.leakage:
+        rows = _without_leaks(config.leakage, rows, {"test": test, "dev": dev}, run)
     checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
     read = {"name": data.name, **data.splits.provenance()}
+    if rows is not data.splits.train:
+        read["prepared"] = {"rows": len(rows), "sha256": rows.fingerprint}
     if checkpoint is not None and run.info["data"] != read:
         raise UsageError(f"{run.folder}: the data is not what this run was trained on; it cannot be resumed.")
     run.note(data=read)
-    dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
-    test = build_evaluators(config.eval, "test", data.splits.test)
     trainer = _build_trainer(config, run, more)
     embedder = build_embedder(config, trainer.strategy.root_device)
     loss.attach(embedder)
     loss.train()  # networks that it loaded come in the mode of evaluation
     batches = Batches(
-        data.splits.train,
+        rows,
         {*loss.needs, *loss.optional},
         sampler,
         embedder.encoder,
@@ -173,6 +185,18 @@ def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Eva
     return [build(node, split=split, own=own) for node in nodes.values()]
 
 
+def _without_leaks(
+    node: Mapping[str, Any], rows: Rows, evaluators: Mapping[str, Sequence[Evaluator]], run: Run
+) -> Rows:
+    """The rows that may be trained on; what was found is noted and said, even where it then stops the run."""
+    leakage = build(node)
+    rows, reports = leakage(rows, evaluators)
+    run.note(leakage=reports)
+    _say(run, *(told_leak(report) for report in reports if report["found"] or report["apart"]))
+    leakage.check(reports)
+    return rows
+
+
 def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
     """The embedder that the configuration describes, or, with `init`, a run's or folder's with its pooling, projection
     and prompts; then only the encoder's settings (dropout, LoRA, …) are the configuration's, not its path."""
@@ -205,6 +229,13 @@ def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder) -> R
     run.add_metrics({f"{stage}/{k}": v for k, v in result.metrics.items()})
     run.add_items(stage, result.items)
     return result
+
+
+def _say(run: Run, *lines: str) -> None:
+    """Print lines, in the one process of a run that writes."""
+    if run.writes:
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+        sys.stdout.flush()
 
 
 def _peak_memory() -> float | None:

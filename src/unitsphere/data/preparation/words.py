@@ -1,0 +1,38 @@
+"""Words of any language, for steps that count, delete or move them: what stands between spaces, but a character at a
+time where the script puts no spaces (Chinese and Japanese; Thai, Khmer and Lao are not divided)."""
+
+import re
+from collections.abc import Sequence
+
+# Han, kana and their punctuation
+SPACELESS = r"\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003134f"
+WORD = re.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
+NEEDLESS = re.compile(rf"(?<=[{SPACELESS}]) | (?=[{SPACELESS}])")
+SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])\s*|\s*\n\s*")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text.
+
+    >>> words("sort 一个列表, quickly")
+    ['sort', '一', '个', '列', '表', ',', 'quickly']
+    """
+    return WORD.findall(text)
+
+
+def joined(parts: Sequence[str]) -> str:
+    """A text out of words, with a space between two of them unless one is of a script without spaces.
+
+    >>> joined(["sort", "一", "个", "list", "now"])
+    'sort一个list now'
+    """
+    return NEEDLESS.sub("", " ".join(parts))
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences and lines of a text, none of them empty.
+
+    >>> sentences("Sort it. Then search (e.g. by name).\\n第一句。第二句！")
+    ['Sort it.', 'Then search (e.g. by name).', '第一句。', '第二句！']
+    """
+    return [part for part in SENTENCE.split(text.strip()) if part]
