@@ -221,7 +221,7 @@ def test_a_cross_encoder_scores_pairs(tmp_path):
     torch.manual_seed(0)
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     encoder.tokenizer.save_pretrained(tmp_path)
-    scorer = CrossEncoder(str(tmp_path), batch_size=2)
+    scorer = CrossEncoder(str(tmp_path), batch_tokens=12)
     pairs = [("a", "b"), ("a b c", "d"), ("x", "y z")]
     alone = np.concatenate([scorer([pair]) for pair in pairs])
     np.testing.assert_allclose(scorer(pairs), alone, atol=1e-5)

@@ -5,6 +5,8 @@
     unitsphere.yaml                              the config nodes of pooling and embedder
     modules.json, 1_Pooling/…                    the same for sentence-transformers
 
+A cross-encoder's folder has the first line alone, classifier included: it scores pairs and embeds nothing.
+
 Code: https://github.com/huggingface/sentence-transformers (the layout of its folders).
 """
 
@@ -23,6 +25,7 @@ from torch import Tensor
 from unitsphere import paths
 from unitsphere.build import build
 from unitsphere.embedder import Embedder
+from unitsphere.encoders.cross_encoder import scores_pairs
 from unitsphere.encoders.transformer import TransformerEncoder, transformer
 from unitsphere.errors import UsageError
 from unitsphere.pooling.cls import CLSMLPPooling
@@ -67,12 +70,13 @@ def save(embedder: Embedder, folder: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
     embedder.encoder.exported().save_pretrained(work)
     embedder.encoder.tokenizer.save_pretrained(work)
-    head = _head(embedder)
-    if head:
-        save_file(head, work / "head.safetensors")
-    keep = {**embedder.nodes, "max_length": embedder.encoder.max_length}
-    OmegaConf.save(OmegaConf.create(keep), work / "unitsphere.yaml")
-    _write_sentence_transformers(embedder, work)
+    if not scores_pairs(work):
+        head = _head(embedder)
+        if head:
+            save_file(head, work / "head.safetensors")
+        keep = {**embedder.nodes, "max_length": embedder.encoder.max_length}
+        OmegaConf.save(OmegaConf.create(keep), work / "unitsphere.yaml")
+        _write_sentence_transformers(embedder, work)
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
 
@@ -86,7 +90,7 @@ def load(path: str | Path, **options: Any) -> Embedder:
         options: For the encoder, as for `transformer` (dropout, attention, …).
 
     Raises:
-        UsageError: Nothing loadable is at `path`, or it has modules that have no counterpart here.
+        UsageError: Nothing loadable is at `path`, it has modules that have no counterpart here, or it scores pairs.
     """
     folder = paths.model(path) or _hub_settings(str(path))
     saved: dict[str, Any] = {}
@@ -94,6 +98,11 @@ def load(path: str | Path, **options: Any) -> Embedder:
         saved = plain(OmegaConf.load(folder / "unitsphere.yaml"))  # type: ignore[arg-type]
     elif folder is not None and (folder / "modules.json").exists():
         saved = _read_sentence_transformers(folder)
+    elif folder is not None and (folder / "config.json").exists() and scores_pairs(folder):
+        raise UsageError(
+            f"{path}: a cross-encoder, which scores pairs of texts and embeds none. It reranks: eval=hybrid "
+            f"eval.hybrid.reranker={path}. Its encoder is a start: encoder=hub encoder.path={path}"
+        )
     options["max_length"] = options.get("max_length") or saved.get("max_length")
     node = saved.get("embedder") or {"_target_": "unitsphere.embedder.Embedder"}
     embedder = assemble(

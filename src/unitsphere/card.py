@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unitsphere import paths
 from unitsphere.encoders import minilm
+from unitsphere.encoders.cross_encoder import scores_pairs
 from unitsphere.report.table import compared, shown
 from unitsphere.runs import Run
 
@@ -34,12 +35,14 @@ def card(run: Run, title: str | None = None, **metadata: str) -> str:
     if "license" in metadata:  # license_name and license_link belong to the licence that is replaced
         inherited = {key: value for key, value in inherited.items() if not key.startswith("license")}
     known: dict[str, Any] = inherited | metadata
-    in_st = (model / "modules.json").exists()
-    tags = ["sentence-similarity", "feature-extraction", "unitsphere", f"loss:{info['choices']['loss']}"]
+    cross = scores_pairs(model)
+    in_st = cross or (model / "modules.json").exists()
+    kinds = ["cross-encoder", "reranker"] if cross else ["sentence-similarity", "feature-extraction"]
+    pipeline = "text-ranking" if cross else "sentence-similarity" if in_st else "feature-extraction"
     data = ModelCardData(
         library_name="sentence-transformers" if in_st else "transformers",
-        pipeline_tag="sentence-similarity" if in_st else "feature-extraction",
-        tags=(["sentence-transformers"] if in_st else []) + tags,
+        pipeline_tag=pipeline,
+        tags=(["sentence-transformers"] if in_st else []) + [*kinds, "unitsphere", f"loss:{info['choices']['loss']}"],
         model_name=name,
         eval_results=list(results(metrics)) or None,
         **known,
@@ -48,8 +51,8 @@ def card(run: Run, title: str | None = None, **metadata: str) -> str:
     prompts = {role: prompt for role, prompt in info["embedder"]["prompts"].items() if prompt}
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
-        introduction(config, info, known),
-        f"## Use\n\n{usage(title or str(model), prompts, in_st)}",
+        introduction(config, info, known, cross),
+        f"## Use\n\n{usage_of_pairs(title or str(model)) if cross else usage(title or str(model), prompts, in_st)}",
         f"## Data\n\n{of_data(config, info)}",
         f"## Objective\n\n{objective(config)}\n\n{training(config, info)}",
         f"## Scores\n\n{scores(metrics, info)}\n\nHow they were measured:\n\n```yaml\n{protocol}```",
@@ -103,15 +106,16 @@ def results(metrics: Mapping[str, float]) -> Iterator[EvalResult]:
             )
 
 
-def introduction(config: DictConfig, info: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+def introduction(config: DictConfig, info: Mapping[str, Any], known: Mapping[str, Any], cross: bool) -> str:
     """What the model is, in a few lines."""
     path = config.init or config.encoder.get("path")
     origin = known.get("base_model") or (Path(path).name if path else None)
     licence = known.get("license_name") or known.get("license")
-    choices = info["choices"]
+    choices, embedder = info["choices"], info["embedder"]
+    kind = "A cross-encoder, which scores pairs of texts and embeds none" if cross else "A text-embedding model"
     return (
-        f"A text-embedding model: {info['parameters']:,} parameters, {info['embedder']['pooling']}, "
-        f"{info['embedder']['max_length']} tokens at most; "
+        f"{kind}: {info['parameters']:,} parameters, {'' if cross else embedder['pooling'] + ', '}"
+        f"{embedder['max_length']} tokens at most; "
         + (f"trained from {origin}" if origin else f"begun as encoder={choices['encoder']}")
         + f" with the objective `{choices['loss']}` by unitsphere.\n\n"
         + (f"Licence: {licence}." if licence else "No licence is stated: its base has none here.")
@@ -136,6 +140,17 @@ def usage(address: str, prompts: Mapping[str, str], in_st: bool) -> str:
     if prompts:
         lines.append("Prompts: " + "; ".join(f"{role}: `{prompt}`" for role, prompt in prompts.items()))
     return "\n\n".join(lines)
+
+
+def usage_of_pairs(address: str) -> str:
+    """How to load a cross-encoder."""
+    pairs = '[("sort an array", "Return a sorted copy of an array.")]'
+    return (
+        "It reranks what a search has found: the higher the score (a logit), the better a text fits the query.\n\n"
+        f"```python\nfrom sentence_transformers import CrossEncoder\n\n"
+        f'scores = CrossEncoder("{address}").predict({pairs})\n```\n\n'
+        "`unitsphere.encoders.cross_encoder.CrossEncoder` gives the same numbers."
+    )
 
 
 def of_data(config: DictConfig, info: Mapping[str, Any]) -> str:

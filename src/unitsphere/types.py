@@ -155,13 +155,14 @@ class Loss(Protocol):
     """Arithmetic on the vectors of a batch.
 
     `needs` names the columns it reads, `optional` those it reads where the data has them; `views` says how often an
-    anchor passes the encoder. `attach` is called once, before training, with the embedder: there it loads or makes
-    the networks of its own, which the constructor does not.
+    anchor passes the encoder, `embeds` whether what it trains is meant to embed texts. `attach` is called once, before
+    training, with the embedder: there it loads or makes the networks of its own, which the constructor does not.
     """
 
     needs: tuple[str, ...]
     optional: tuple[str, ...]
     views: int
+    embeds: bool
 
     def attach(self, embedder: Any) -> None: ...
 

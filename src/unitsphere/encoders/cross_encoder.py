@@ -1,9 +1,11 @@
-"""A model that reads two texts at once and scores how well they fit: a teacher, or a reranker.
+"""A model that reads two texts at once and scores how well they fit: a reranker, a filter of negatives, a teacher.
 
 Paper: Nogueira & Cho 2019, https://arxiv.org/abs/1901.04085. Code: https://github.com/huggingface/transformers
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,36 +14,58 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from unitsphere import paths
 from unitsphere.errors import UsageError
 
+CHUNK = 8192
+
 
 class CrossEncoder:
-    """Scores pairs of texts: its first logit.
+    """Scores pairs of texts: its first logit. It computes on the GPU where there is one.
 
     Args:
-        path: A model folder or a hub id.
-        max_length: Tokens of a pair; longer ones are cut at the longer text.
-        batch_size: Pairs a forward pass.
+        path: A run of loss=cross_encoder, a model folder or a hub id.
+        max_length: Tokens of a pair, never over what the model was trained on; longer ones are cut at the longer text.
+        batch_tokens: Padded tokens a forward pass.
 
     Raises:
-        UsageError: Nothing loadable is there.
+        UsageError: No cross-encoder is there.
     """
 
-    def __init__(self, path: str, max_length: int = 256, batch_size: int = 64):
+    def __init__(self, path: str, max_length: int = 256, batch_tokens: int = 8192):
         source = str(paths.model(path) or path)
         try:
-            self.model = AutoModelForSequenceClassification.from_pretrained(source, dtype=torch.float32).eval()
+            kind = AutoModelForSequenceClassification
+            model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
             self.tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(f"{path}: no cross-encoder is there ({str(error).splitlines()[0]})") from error
-        self.max_length, self.batch_size = max_length, batch_size
+        if report["missing_keys"]:
+            raise UsageError(
+                f"{path}: this model has no classifier, so it is no cross-encoder. Train one: python train.py "
+                f"loss=cross_encoder eval=none select=last encoder=hub encoder.path={path} data=…"
+            )
+        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.batch_tokens = batch_tokens
 
     @torch.no_grad()
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """(R, 1) float32."""
-        out = []
-        for start in range(0, len(pairs), self.batch_size):
-            some = [list(pair) for pair in pairs[start : start + self.batch_size]]
-            tokens = self.tokenizer(
-                some, padding=True, truncation="longest_first", max_length=self.max_length, return_tensors="pt"
-            )
-            out.append(self.model(**tokens.to(self.model.device)).logits[:, :1].float().cpu().numpy())
-        return np.concatenate(out)
+        """(R, 1) float32, in the order given; pairs of like length are read together."""
+        out = np.empty((len(pairs), 1), dtype=np.float32)
+        for start in range(0, len(pairs), CHUNK):
+            first, second = zip(*pairs[start : start + CHUNK], strict=True)
+            tokens = self.tokenizer(list(first), list(second), truncation="longest_first", max_length=self.max_length)
+            lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+            order, at = np.argsort(-lengths, kind="stable"), 0
+            while at < len(order):
+                rows = order[at : at + max(1, self.batch_tokens // lengths[order[at]])]
+                some = self.tokenizer.pad(
+                    {name: [values[i] for i in rows] for name, values in tokens.items()}, return_tensors="pt"
+                )
+                out[start + rows] = self.model(**some.to(self.model.device)).logits[:, :1].float().cpu().numpy()
+                at += len(rows)
+        return out
+
+
+def scores_pairs(folder: Path) -> bool:
+    """Whether the model in a folder has a classifier on top of its encoder, as a cross-encoder has."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())

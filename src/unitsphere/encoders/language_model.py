@@ -40,7 +40,7 @@ def with_head(encoder: TransformerEncoder, causal: bool = False) -> Any:
         ) from error
     setattr(model, model.base_model_prefix, encoder.model)
     model.tie_weights()
-    encoder.language_model = (model,)
+    encoder.headed = (model,)
     return model
 
 

@@ -40,8 +40,9 @@ class TransformerEncoder(nn.Module):
             tokenizer.pad_token = tokenizer.eos_token
         self.pad_id: int = tokenizer.pad_token_id or 0
         self.source: str | None = None  # what the weights were read from
-        # The model inside its language-model head, where a loss trains one; in a tuple, so that it is no submodule.
-        self.language_model: tuple[Any, ...] = ()
+        # The model inside a head (of a language model, of a cross-encoder), where a loss trains one; in a tuple, so
+        # that it is no submodule.
+        self.headed: tuple[Any, ...] = ()
 
     def forward(self, tokens: Tokens, layers: bool = False) -> TokenStates:
         out = self.model(input_ids=tokens.ids, attention_mask=tokens.mask, output_hidden_states=layers)
@@ -72,8 +73,8 @@ class TransformerEncoder(nn.Module):
         return Tokens(torch.from_numpy(ids), mask.long(), torch.tensor([text.prompt for text in texts]))
 
     def exported(self) -> Any:
-        """What is saved: with a language-model head where one was trained, LoRA merged into the weights."""
-        return merged(self.language_model[0] if self.language_model else self.model)
+        """What is saved: with its head where one was trained, LoRA merged into the weights."""
+        return merged(self.headed[0] if self.headed else self.model)
 
 
 def transformer(

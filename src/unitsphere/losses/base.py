@@ -14,12 +14,14 @@ class Loss(nn.Module):
         needs: Columns that the data must have.
         optional: Columns read where the data has them; others are neither tokenised nor encoded.
         views: How often an anchor passes the encoder: 2 for SimCSE, 0 for a loss that reads tokens only.
+        embeds: Whether the encoder that it trains is meant to embed texts, which a cross-encoder is not.
         any_width: Whether it can read vectors cut to their first numbers, so that Matryoshka can wrap it.
     """
 
     needs: tuple[str, ...] = ("anchor", "positive")
     optional: tuple[str, ...] = ()
     views = 1
+    embeds = True
     any_width = True
 
     def attach(self, embedder: Any) -> None:

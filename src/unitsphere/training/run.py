@@ -73,6 +73,12 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     loss, optim, sampler, data = (build(config[group]) for group in ("loss", "optim", "sampler", "data"))
     steps = {name: build(node) for name, node in config.preparation.items()}
     check_needs(loss, [*config.data.columns, *(column for step in steps.values() for column in step.gives)])
+    if not loss.embeds and (config.eval or config.select != LAST_STEP):
+        raise UsageError(
+            "what this loss trains does not embed texts, so eval= can neither score it nor choose among its steps: add "
+            "eval=none select=last, and score it as a reranker: unitsphere evaluate model=… eval=[retrieval,hybrid] "
+            "eval.hybrid.reranker=RUN"
+        )
     rows, prepared = prepare(data.splits.train, steps, config.seed)
     for column in loss.needs:
         if getattr(rows, column) is None:  # a mixture keeps the columns that all of its sources have
@@ -144,7 +150,7 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     if selection.best_step != trainer.global_step:
         _score(run, "last", test, embedder)
         embedder.load_state_dict(load_file(run.folder / BEST))
-        embedder.encoder.language_model = ()  # a head of the last step does not belong to an earlier encoder
+        embedder.encoder.headed = ()  # a head of the last step does not belong to an earlier encoder
     artefact.save(embedder, run.folder / "model")
     result = _score(run, "test", test, embedder)
     run.note(protocol=result.protocol, primary=result.primary)
