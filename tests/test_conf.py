@@ -22,6 +22,7 @@ PATH = "loss.teacher.path=x"
 MUST_BE_GIVEN = {
     "loss/distil_mse": [PATH], "loss/distil_cosine": [PATH], "loss/distil_relational": [PATH], "loss/margin_mse": [PATH],
     "loss/distil_multilingual": [PATH], "loss/distil_features": ["loss.terms.features.teacher.path=x"],
+    "eval/bad_cases": ["eval.bad_cases.path=x"],
 }  # fmt: skip
 GROUPS = {f.parent.name for f in OPTIONS}
 

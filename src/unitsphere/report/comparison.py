@@ -147,14 +147,11 @@ def _refuse_other_items(name: str, x: Tasks, y: Tasks) -> None:
         raise UsageError(f"{name} is not made of the same tasks: {', '.join(x)} and {', '.join(y)}.")
     task = next(task for task in x if not x[task].index.equals(y[task].index))
     first, second = x[task].index, y[task].index
-    alone = [
-        f"{own[0]} only in {side}"
-        for side, own in zip("AB", (first.difference(second), second.difference(first)))
-        if len(own)
-    ]
+    alone = {"A": first.difference(second), "B": second.difference(first)}
+    named = [f"{own[0]} only in {side}" for side, own in alone.items() if len(own) and isinstance(own[0], str)]
     raise UsageError(
-        f"A and B were not scored on the same items of {task}: {len(first)} and {len(second)}, "
-        f"{', '.join(alone) or 'in another order'}. Score one of them again on the data of the other."
+        f"A and B were not scored on the same items of {task}: {len(first)} and {len(second)} in the order of their "
+        f"scores{''.join(f', {what}' for what in named)}. Score one of them again on the data of the other."
     )
 
 

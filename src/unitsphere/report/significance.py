@@ -157,11 +157,12 @@ def _moments(items: pd.DataFrame) -> np.ndarray:
 
 def _value(means: np.ndarray) -> np.ndarray:
     """Means of moments (B, K) -> (B) values of the metric: the mean itself, or the correlation of the whole sample's
-    ranks."""
+    ranks, which is 0 where a sample holds one rank only."""
     if means.shape[1] == 1:
         return means[:, 0].astype(np.float64)
     mx, my, xx, yy, xy = means.T.astype(np.float64)
-    return (xy - mx * my) / np.sqrt((xx - mx**2) * (yy - my**2))
+    variances = (xx - mx**2) * (yy - my**2)
+    return np.where(variances > 1e-12, (xy - mx * my) / np.sqrt(np.maximum(variances, 1e-12)), 0.0)
 
 
 @lru_cache(maxsize=8)
