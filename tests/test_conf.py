@@ -25,6 +25,7 @@ MUST_BE_GIVEN = {
     "loss/distil_mse": [PATH], "loss/distil_cosine": [PATH], "loss/distil_relational": [PATH], "loss/margin_mse": [PATH],
     "filter/cross_encoder": ["filter.cross_encoder.scorer.path=x"], "loss/distil_multilingual": [PATH],
     "loss/distil_features": ["loss.terms.features.teacher.path=x"],
+    "eval/bad_cases": ["eval.bad_cases.path=x"],
 }  # fmt: skip
 GROUPS = {f.parent.name for f in OPTIONS}
 

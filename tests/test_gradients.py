@@ -14,6 +14,7 @@ from making import batch_of_texts, encoded, model
 from unitsphere.encoders.language_model import with_head
 from unitsphere.encoders.pair_scorer import PairScorer
 from unitsphere.encoders.tiny import tiny
+from unitsphere.losses.anchored import Anchored
 from unitsphere.losses.angle import Angle
 from unitsphere.losses.cosent import CoSENT
 from unitsphere.losses.cosine import CosineSimilarity
@@ -21,6 +22,7 @@ from unitsphere.losses.cross_encoder import RankedPairs, ScoredPairs
 from unitsphere.losses.distil import Relational, Response
 from unitsphere.losses.distil_features import Features
 from unitsphere.losses.infonce import InfoNCE
+from unitsphere.losses.l2sp import L2SP
 from unitsphere.losses.margin_mse import MarginMSE
 from unitsphere.losses.matryoshka import Matryoshka
 from unitsphere.losses.mlm import MaskedLM
@@ -82,6 +84,8 @@ LOSSES = {
     "margin_mse": MarginMSE,
     "cross_encoder": lambda: RankedPairs(PairScorer, in_batch=0),
     "cross_encoder_scored": lambda: ScoredPairs(PairScorer),
+    "l2sp": lambda: L2SP(InfoNCE(), 2.0),
+    "anchored": lambda: Anchored(SimCSE(), 2.0),
 }
 
 
@@ -91,6 +95,10 @@ def made(name, dropout):
     loss = LOSSES[name]()
     torch.manual_seed(3)
     loss.attach(embedder)
+    if isinstance(loss, L2SP | Anchored):  # they pull to the start, so it must be somewhere else
+        with torch.no_grad():
+            for p in embedder.parameters():
+                p.add_(0.1 * torch.randn_like(p))
     for module in loss.modules():
         if isinstance(module, ReplacedTokenDetection | MaskedLM):
             module.mask = fixed(embedder.encoder.tokenizer)

@@ -15,7 +15,7 @@ from test_training import run_here
 from unitsphere.cli import report
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.geometry import cosines, flat
-from unitsphere.evaluation.retrieval import worst
+from unitsphere.evaluation.retrieval import places, worst
 from unitsphere.report import sweep_page
 from unitsphere.runs import Run
 from unitsphere.types import RetrievalSet
@@ -72,11 +72,12 @@ def test_worst_says_what_was_sought_and_what_was_found():
     made_set.qrels.update({"q1": {"a": 1}, "q2": {"b": 1, "c": 0}, "q3": {"d": 2}})
     run = {"q1": {"a": 0.9, "b": 0.5}, "q2": {"c": 0.9, "a": 0.8, "b": 0.7}, "q3": {"a": 0.5, "b": 0.5}}
     items = pd.DataFrame({"query": ["q1", "q2", "q3"], "mrr@10": [1.0, 1 / 3, 0.0]})
-    found = worst(items, run, made_set).to_dict("records")
+    items = items.merge(places(run, made_set.qrels), on="query")
+    found = worst(items, made_set).to_dict("records")
     assert [r["query"] for r in found] == ["q3", "q2", "q1"]
     assert np.isnan(found[0]["rank"]) and found[0]["relevant"] == "document d" and found[0]["found"] == "document b"
     assert found[1]["rank"] == 3 and found[1]["found"] == "document c" and len(found[1]["text"]) == 300
-    assert found[2]["rank"] == 1 and worst(items, run, made_set, 1)["query"].tolist() == ["q3"]
+    assert found[2]["rank"] == 1 and worst(items, made_set, 1)["query"].tolist() == ["q3"]
 
 
 def test_the_map_is_the_plane_of_most_variance():

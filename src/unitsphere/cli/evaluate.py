@@ -51,8 +51,7 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
 
     quiet()
     torch.set_num_threads(config.threads)
-    own = _own(config)
-    evaluators = build_evaluators(config.eval, config.split, own)
+    evaluators = build_evaluators(config.eval, config.split, own(config, config.split))
     if not evaluators:
         raise UsageError("eval is empty: choose what to score, e.g. eval=retrieval or eval=[sts,retrieval]")
     embedder = embedder_of(config)
@@ -95,11 +94,11 @@ def embedder_of(config: DictConfig) -> "Embedder":
     return artefact.assemble(build(config.encoder), pooling, config.embedder)
 
 
-def _own(config: DictConfig) -> Any:
+def own(config: DictConfig, split: str) -> Any:
     """The queries of the data given, else of the data that the run was trained on; None where there is neither."""
     from unitsphere.build import build
 
     node = config.get("data")
     if node is None and config.model is not None and (Path(config.model) / "config.yaml").exists():
         node = Run.open(config.model).config.data
-    return getattr(build(node).splits, config.split) if node is not None else None
+    return getattr(build(node).splits, split) if node is not None else None

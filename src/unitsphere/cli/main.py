@@ -14,6 +14,7 @@ VERBS = {
     "sweep": "how far a sweep is",
     "wandb": "the commands of a Weights & Biases sweep file, expanded and run here",
     "table": "runs as a table: mean and spread over seeds, significance, and what is unequal among them",
+    "compare": "two models query by query: significance, what is won and lost, and the worst regressions",
     "report": "a run or a sweep as one page: curves, scores, the space, worst errors",
     "study": "a question, its runs and its table: run what is missing, or check that they belong together",
     "push": "a run's model with its card, to a hub or a folder",

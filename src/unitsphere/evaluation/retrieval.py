@@ -13,6 +13,7 @@ import pytrec_eval
 
 from unitsphere.errors import UsageError
 from unitsphere.formats import beir
+from unitsphere.formats.fingerprint import fingerprint
 from unitsphere.search.dense import search, unit
 from unitsphere.types import Embed, Held, Result, RetrievalSet
 
@@ -62,11 +63,12 @@ class Retrieval:
             query: {documents[row]: float(score) for score, row in zip(*ranking, strict=True)}
             for query, *ranking in zip(queries, scores, rows, strict=True)
         }
-        items = measures(run, self.set.qrels)
+        measured = measures(run, self.set.qrels)
+        items = measured.merge(places(run, self.set.qrels), on="query")
         return Result(
-            metrics={f"{name}/{m}": float(items[m].mean()) for m in items.columns if m != "query"},
+            metrics={f"{name}/{m}": float(measured[m].mean()) for m in measured.columns if m != "query"},
             primary=f"{name}/mrr@10",
-            items={name: items, f"{name}-worst": worst(items, run, self.set)},
+            items={name: items, f"{name}-worst": worst(items, self.set)},
             protocol={
                 name: {
                     "kind": "retrieval",
@@ -75,6 +77,7 @@ class Retrieval:
                     "max_length": self.set.max_length,
                     "queries": len(queries),
                     "documents": len(documents),
+                    "sha256": fingerprint(self.set)[:16],
                 }
             },
         )
@@ -103,31 +106,42 @@ def vectors(embed: Embed, texts: Sequence[str], role: str, of: RetrievalSet) -> 
     return np.stack([next(taken[p]) for p in own])
 
 
-def worst(
-    items: pd.DataFrame, run: Mapping[str, Mapping[str, float]], of: RetrievalSet, count: int = 50
-) -> pd.DataFrame:
-    """The queries with the lowest mrr@10, with what they look for and what was found instead.
+def places(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:
+    """Where each query found what it looks for.
 
     Returns:
-        Columns query, mrr@10, text, relevant, rank (of the first relevant document; not a number where none was
-        found) and found (the first document that is not relevant); texts are cut at 300 characters.
+        Columns query, rank (of the first relevant document; not a number where none was found) and found (the id of the
+        first document that is not relevant; none where every one is).
     """
     lines = []
-    for query in items.sort_values("mrr@10", kind="stable")["query"].head(count):
-        grades = of.qrels[query]
-        ranking = sorted(run[query].items(), key=lambda item: (item[1], item[0]), reverse=True)
-        ranked = [document for document, _ in ranking]
-        right = [d for d, grade in grades.items() if grade >= 1]
-        ranks = [ranked.index(d) + 1 for d in right if d in ranked]
-        wrong = next((d for d in ranked if d not in right), None)
-        lines.append(
-            {"query": query, "text": of.queries[query], "relevant": of.corpus.get(right[0], "") if right else ""}
-            | {"rank": min(ranks, default=None), "found": of.corpus[wrong] if wrong is not None else ""}
-        )
-    table = pd.DataFrame(lines, columns=["query", "text", "relevant", "rank", "found"]).astype({"rank": float})
-    for column in ("text", "relevant", "found"):
-        table[column] = table[column].str.slice(0, 300)
-    return table.merge(items[["query", "mrr@10"]], on="query")
+    for query, scores in run.items():
+        ranked = [d for d, _ in sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)]
+        right = [qrels[query].get(d, 0) >= 1 for d in ranked]
+        rank, wrong = (right.index(kind) if kind in right else None for kind in (True, False))
+        lines.append((query, None if rank is None else rank + 1.0, None if wrong is None else ranked[wrong]))
+    return pd.DataFrame(lines, columns=["query", "rank", "found"]).astype({"rank": float})
+
+
+def worst(items: pd.DataFrame, of: RetrievalSet, count: int = 50) -> pd.DataFrame:
+    """The queries with the lowest mrr@10, with what they look for and what was found instead.
+
+    Args:
+        items: One row a query: its measures and `places`.
+        of: Has the texts.
+        count: How many.
+
+    Returns:
+        Columns query, text, relevant, rank, found (its text) and mrr@10; texts are cut at 300 characters.
+    """
+    chosen = items.sort_values("mrr@10", kind="stable").head(count)
+    right = [next((d for d, grade in of.qrels[query].items() if grade >= 1), "") for query in chosen["query"]]
+    texts = {
+        "text": [of.queries[query] for query in chosen["query"]],
+        "relevant": [of.corpus.get(document, "") for document in right],
+        "found": [of.corpus.get(document, "") for document in chosen["found"]],
+    }
+    cut = {column: [text[:300] for text in of_column] for column, of_column in texts.items()}
+    return chosen.assign(**cut)[["query", "text", "relevant", "rank", "found", "mrr@10"]].reset_index(drop=True)
 
 
 def measures(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:

@@ -4,6 +4,8 @@ Paper: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663
 """
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from unitsphere import paths
@@ -100,3 +102,14 @@ def retrieval_set(
     if not asked:
         raise UsageError(f"{name}: no query has a relevant document.")
     return RetrievalSet(name, corpus, {q: queries[q] for q in asked}, asked, max_length)
+
+
+def write(folder: Path, of: RetrievalSet, split: str) -> None:
+    """A retrieval set as a BEIR folder with one split; `folder` is made. Titles are part of the texts."""
+    (folder / "qrels").mkdir(parents=True)
+    texts: dict[str, Mapping[str, str]] = {"corpus": of.corpus, "queries": of.queries}
+    for kind, of_kind in texts.items():
+        rows = (json.dumps({"_id": i, "text": text}, ensure_ascii=False) for i, text in of_kind.items())
+        (folder / f"{kind}.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    graded = (f"{q}\t{d}\t{grade}\n" for q, grades in of.qrels.items() for d, grade in grades.items())
+    (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(graded), encoding="utf-8")

@@ -1,6 +1,6 @@
 """A sheet as terminal output, Markdown, LaTeX (booktabs) and CSV."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 from rich.console import Group
@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unitsphere.report.sheet import Cell, Sheet
+from unitsphere.report.significance import Difference
 from unitsphere.report.table import shown
 
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
@@ -25,21 +26,33 @@ def number(cell: Cell) -> str:
 
 def differences(sheet: Sheet) -> list[tuple[str, ...]]:
     """One line a cell that was compared: its row, its column, and what `DIFFERENCE` names."""
-    lines: list[tuple[str, ...]] = []
+    compared: list[tuple[str, ...]] = []
     for row, cells in sheet.rows.items():
         for column, cell in zip(sheet.columns, cells, strict=True):
             d = cell.difference
             if d is not None:
-                low, high = (None if v is None else shown(cell.metric, v, "+") for v in (d.low, d.high))
-                interval = "-" if low is None else f"{low} to {high}"
                 effect = "-" if d.effect is None else f"{d.effect:.2f}"
-                value = shown(cell.metric, d.value, "+")
-                lines.append((" ".join(row), column, value, interval, _p(d.p_items), _p(d.p_seeds), effect))
-    return lines
+                tests = (interval(cell.metric, d), probability(d.p_items), probability(d.p_seeds), effect)
+                compared.append((" ".join(row), column, shown(cell.metric, d.value, "+"), *tests))
+    return compared
 
 
-def _p(p: float | None) -> str:
+def interval(metric: str, difference: Difference) -> str:
+    """`+0.51 to +4.20`."""
+    if difference.low is None:
+        return "-"
+    return f"{shown(metric, difference.low, '+')} to {shown(metric, difference.high, '+')}"
+
+
+def probability(p: float | None) -> str:
+    """`0.012`."""
     return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def lines(headings: Sequence[str], left: int, rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, its first `left` columns ranged left."""
+    rule = ["---"] * left + ["---:"] * (len(headings) - left)
+    return [f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in (headings, rule, *rows)]
 
 
 def against(sheet: Sheet) -> str:
@@ -75,12 +88,6 @@ def terminal(sheet: Sheet) -> Group:
 def markdown(sheet: Sheet) -> str:
     """For a README."""
     mark: dict[int, Callable[[str], str]] = {0: str, 1: "**{}**".format, 2: "<u>{}</u>".format}
-
-    def lines(headings: tuple[str, ...], left: int, rows: list[tuple[str, ...]]) -> list[str]:
-        rule = ["---"] * left + ["---:"] * (len(headings) - left)
-        return [
-            f"| {' | '.join(c.replace('|', chr(92) + '|') for c in row)} |" for row in (headings, tuple(rule), *rows)
-        ]
 
     body = [(*row, *(mark[cell.place](number(cell)) for cell in cells)) for row, cells in sheet.rows.items()]
     text = [f"{NOTE}.", "", *lines((*sheet.headings, *sheet.columns), len(sheet.headings), body)]
@@ -126,11 +133,11 @@ def latex(sheet: Sheet) -> str:
 
 def csv(sheet: Sheet) -> str:
     """One line a cell, raw values, with seeds and run folders."""
-    lines: list[Mapping[str, object]] = []
+    of_cells: list[Mapping[str, object]] = []
     for row, cells in sheet.rows.items():
         for column, cell in zip(sheet.columns, cells, strict=True):
             d = cell.difference
-            lines.append(
+            of_cells.append(
                 dict(zip(sheet.headings, row, strict=True))
                 | {"column": column, "metric": cell.metric, "mean": cell.mean, "sd": cell.sd, "n": len(cell.runs)}
                 | {"seeds": " ".join(str(r.seed) for r in cell.runs)}
@@ -138,4 +145,4 @@ def csv(sheet: Sheet) -> str:
                 | ({} if d is None else {"p_items": d.p_items, "p_seeds": d.p_seeds, "effect": d.effect})
                 | {"runs": " ".join(str(r.folder) for r in cell.runs)}
             )
-    return pd.DataFrame(lines).to_csv(index=False)
+    return pd.DataFrame(of_cells).to_csv(index=False)

@@ -1,10 +1,16 @@
 """Is a difference between two models more than the choice of queries, or of seeds, would make?
 
+Two answers from the same per-item scores: the paired bootstrap draws queries or pairs anew, and its quantiles are an
+interval of the difference; the paired randomisation test swaps the two models' answers to an item at random, which
+changes nothing if the models are equally good.
+
 Papers: Efron & Tibshirani 1993, An Introduction to the Bootstrap; Berg-Kirkpatrick et al. 2012, An Empirical
-Investigation of Statistical Significance in NLP, https://aclanthology.org/D12-1091; Smucker et al. 2007, on retrieval.
+Investigation of Statistical Significance in NLP, https://aclanthology.org/D12-1091; Yeh 2000, randomisation tests,
+https://aclanthology.org/C00-2137; Smucker et al. 2007, randomisation, bootstrap and others compared on retrieval,
+https://doi.org/10.1145/1321440.1321528; Holm 1979, https://www.jstor.org/stable/4615733.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +22,7 @@ from scipy import stats
 from unitsphere.report.records import Record
 
 RESAMPLES = 2000
+SWAPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,8 @@ def difference(a: Sequence[Record], b: Sequence[Record], metric_a: str, metric_b
     x, y = {r.seed: r.metrics[metric_a] for r in a}, {r.seed: r.metrics[metric_b] for r in b}
     value = float(np.mean([r.metrics[metric_b] for r in b]) - np.mean([r.metrics[metric_a] for r in a]))
     low = high = p_items = p_seeds = effect = None
-    first, second = (_scores(group, metric) for group, metric in ((a, metric_a), (b, metric_b)))
-    if first and second and _same_items(first + second):
+    first, second = ([scores(r, metric) for r in group] for group, metric in ((a, metric_a), (b, metric_b)))
+    if first and second and all(first + second) and same_items(first + second):
         drawn = _resampled(second) - _resampled(first)
         low, high = (float(v) for v in np.quantile(drawn, [0.025, 0.975]))
         tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
@@ -66,25 +73,55 @@ def difference(a: Sequence[Record], b: Sequence[Record], metric_a: str, metric_b
     return Difference(value, low, high, p_items, p_seeds, effect)
 
 
-def _scores(group: Sequence[Record], metric: str) -> list[dict[str, pd.DataFrame]]:
-    """Of each run, the tasks whose mean is the metric: task -> items; empty where a run has not kept them."""
+def randomisation(a: Record, b: Record, metric_a: str, metric_b: str) -> float:
+    """p of the paired randomisation test: how often a difference as large comes about by swapping answers at random.
+
+    p = (1 + #{ |d(m)| >= |d| }) / (1 + SWAPS), d(m) being the difference after the items with m_i = 1, each with
+    probability 1/2, have had their two answers swapped. An answer is the value of the measure, or, where the metric is
+    Spearman's, the rank of the prediction among that model's predictions; the mean of several tasks swaps within each.
+
+    Args:
+        a, b: Runs with the same items (see `scores`, `same_items`).
+        metric_a, metric_b: As for `difference`.
+    """
+    first, second = scores(a, metric_a), scores(b, metric_b)
+    drawn = np.zeros(SWAPS)
+    observed = 0.0
+    for task, items in first.items():
+        x, y = _moments(items), _moments(second[task])
+        whole = np.stack([x.mean(axis=0), y.mean(axis=0)])
+        moved = np.concatenate([mask @ (y - x) for mask in _swaps(len(items))]) / len(items)
+        drawn += _value(whole[1] - moved) - _value(whole[0] + moved)
+        observed += float(np.diff(_value(whole))[0])
+    return float((1 + (np.abs(drawn) >= abs(observed) - 1e-9).sum()) / (1 + SWAPS))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values adjusted for several tests (step-down Bonferroni): an adjusted one below alpha may be called significant
+    with probability at most alpha that any such call is wrong, however the tests depend on each other.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(np.array(p)[order] * np.arange(len(p), 0, -1))
+    return [float(v) for v in np.minimum(1.0, steps)[np.argsort(order, kind="stable")]]
+
+
+def scores(record: Record, metric: str) -> dict[str, pd.DataFrame]:
+    """The tasks whose mean a metric is: task -> items, each with its value or its ranks; empty where a run has not kept
+    them. `<task>/<measure>` is of the file `<task>`, else of `<task>-<measure>`, and `<task>/avg` of all `<task>-*`."""
     stage, task, measure = [*metric.split("/"), "", ""][:3]
-    found = []
-    for record in group:
-        folder = record.folder / "scores" / stage
-        if task == "sts":
-            files = sorted(folder.glob("sts-*.parquet")) if measure == "avg" else [folder / f"sts-{measure}.parquet"]
-        else:
-            files = [folder / f"{task}.parquet"]
-        read = {file.stem: _items(file, measure) for file in files if file.exists()}
-        items = {task: table for task, table in read.items() if table is not None}
-        if not items or items.keys() != read.keys():
-            return []
-        found.append(items)
-    return found
+    folder = record.folder / "scores" / stage
+    files = [folder / f"{task}.parquet"]
+    if not files[0].exists():
+        files = sorted(folder.glob(f"{task}-*.parquet")) if measure == "avg" else [folder / f"{task}-{measure}.parquet"]
+    read = {file.stem: _items(file, measure) for file in files if file.exists()}
+    items = {task: table for task, table in read.items() if table is not None}
+    return items if items.keys() == read.keys() else {}
 
 
-def _same_items(runs: Sequence[dict[str, pd.DataFrame]]) -> bool:
+def same_items(runs: Sequence[Mapping[str, pd.DataFrame]]) -> bool:
     """Whether all have the same queries or pairs, in the same order."""
     tasks = runs[0]
     return all(
@@ -101,25 +138,31 @@ def _items(file: Path, measure: str) -> pd.DataFrame | None:
     return table.set_index("query")[[measure]] if measure in table else None
 
 
-def _resampled(runs: Sequence[dict[str, pd.DataFrame]]) -> np.ndarray:
+def _resampled(runs: Sequence[Mapping[str, pd.DataFrame]]) -> np.ndarray:
     """(RESAMPLES): the mean over runs and tasks under weights that are the same for every run with the same items."""
-    per_task = [np.mean([_statistic(run[task])(_weights(len(run[task]))) for run in runs], axis=0) for task in runs[0]]
-    return np.mean(per_task, axis=0)
+    of_run = [
+        [_value(_weights(len(items)) @ _moments(items).astype(np.float32)) for items in run.values()] for run in runs
+    ]
+    return np.mean(of_run, axis=(0, 1))
 
 
-def _statistic(items: pd.DataFrame) -> Callable[[np.ndarray], np.ndarray]:
-    """Weights (B, N) that sum to 1 -> the metric under each: a mean, or the correlation of the whole sample's ranks."""
+def _moments(items: pd.DataFrame) -> np.ndarray:
+    """(N, K): what each item adds to the sums that the metric is a function of. K is 1 for a mean, and 5 for the
+    correlation of ranks (divided by N, so that float32 holds their squares)."""
     if items.shape[1] == 1:
-        values = items.to_numpy(np.float32)[:, 0]
-        return lambda w: w @ values
+        return items.to_numpy(np.float64)
     x, y = (items[c].to_numpy() / len(items) for c in items)
-    moments = np.stack([x, y, x * x, y * y, x * y], axis=1).astype(np.float32)  # (N, 5)
+    return np.stack([x, y, x * x, y * y, x * y], axis=1)
 
-    def correlation(w: np.ndarray) -> np.ndarray:
-        mx, my, xx, yy, xy = (w @ moments).T.astype(np.float64)
-        return (xy - mx * my) / np.sqrt((xx - mx**2) * (yy - my**2))
 
-    return correlation
+def _value(means: np.ndarray) -> np.ndarray:
+    """Means of moments (B, K) -> (B) values of the metric: the mean itself, or the correlation of the whole sample's
+    ranks, which is 0 where a sample holds one rank only."""
+    if means.shape[1] == 1:
+        return means[:, 0].astype(np.float64)
+    mx, my, xx, yy, xy = means.T.astype(np.float64)
+    variances = (xx - mx**2) * (yy - my**2)
+    return np.where(variances > 1e-12, (xy - mx * my) / np.sqrt(np.maximum(variances, 1e-12)), 0.0)
 
 
 @lru_cache(maxsize=8)
@@ -127,3 +170,10 @@ def _weights(n: int) -> np.ndarray:
     """(RESAMPLES, n): how often each item is drawn in a sample of n with replacement, divided by n."""
     drawn = np.random.default_rng(n).multinomial(n, np.full(n, 1 / n), RESAMPLES)
     return drawn.astype(np.float32) / np.float32(n)
+
+
+def _swaps(n: int, part: int = 1000) -> Iterator[np.ndarray]:
+    """(SWAPS, n) zeros and ones, a part at a time."""
+    draw = np.random.default_rng(n)
+    for _ in range(SWAPS // part):
+        yield draw.integers(0, 2, (part, n), dtype=np.int8).astype(np.float64)
