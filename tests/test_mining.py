@@ -9,6 +9,8 @@ import pytest
 
 from conftest import command, composed
 from unitsphere.cli.mine import mine
+from unitsphere.data.preparation.mined import Mined
+from unitsphere.data.rows import Rows
 from unitsphere.errors import UsageError
 from unitsphere.mining import audit
 from unitsphere.mining.candidates import Found, Places
@@ -244,7 +246,7 @@ def test_ranks_that_make_no_sense(settings):
 def test_the_verb_writes_what_trains(pairs, tmp_path):
     config = composed(
         "encoder=tiny", "data=pairs", f"data.path={pairs}", "data.held_out=10", "source=[bm25,dense,random]",
-        "source.dense.quota=2", "filter=[near_duplicates]", "audit=20", "threads=1", f"outputs={tmp_path}", root="mine",
+        "source.dense.quota=2", "filter=[near_duplicates]", "audit=20", "threads=1", f"outputs={tmp_path}", "name=mined", root="mine",
     )  # fmt: skip
     run = mine(config)
     assert run.info["status"] == "done" and run.metrics["negatives"] > 0
@@ -272,15 +274,38 @@ def test_the_verb_writes_what_trains(pairs, tmp_path):
 )
 def test_what_does_not_fit_is_said(pairs, tmp_path, arguments, said):
     with pytest.raises(UsageError, match=said):
-        mine(composed(*(a.format(pairs=pairs) for a in arguments), "threads=1", f"outputs={tmp_path}", root="mine"))
+        mine(
+            composed(
+                *(a.format(pairs=pairs) for a in arguments),
+                "threads=1",
+                f"outputs={tmp_path}",
+                "name=mined",
+                root="mine",
+            )
+        )
 
 
 @pytest.mark.slow
 def test_mined_negatives_train_by_the_command_line(pairs, tmp_path):
     done = command("mine", "data=pairs", f"data.path={pairs}", "source=bm25", f"outputs={tmp_path}", cwd=tmp_path)
-    file = next(tmp_path.glob("mined/*/*/negatives.jsonl"))
+    file = next(tmp_path.glob("mined-pairs/*/negatives.jsonl"))
     assert str(file) in done.stdout
-    command(
-        "train", "loss=infonce", "data=triplets", f"data.path={file}", "encoder=tiny", "data.batch_size=8",
-        "trainer.max_steps=2", f"outputs={tmp_path}/out", cwd=tmp_path,
-    )  # fmt: skip
+    small = ["encoder=tiny", "data.batch_size=8", "trainer.max_steps=2", f"outputs={tmp_path}/out"]
+    command("train", "loss=infonce", "data=triplets", f"data.path={file}", *small, cwd=tmp_path)
+    mined = ["preparation=mined", f"preparation.mined.path={file}", "data=pairs", f"data.path={pairs}"]
+    assert "108 rows read" in command("train", "loss=triplet", *mined, *small, cwd=tmp_path).stdout
+
+
+def test_mined_negatives_join_the_rows_of_their_anchor(tmp_path):
+    file = tmp_path / "negatives.jsonl"
+    lines = [{"anchor": "a", "negative": ["n1", "n2"]}, {"anchor": "other", "negative": []}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = Rows(anchor=["a", "b", "a"], positive=["p", "q", "r"], negative=[["own"], [], []])
+    made, origins = Mined(str(file))(rows, np.random.default_rng(0))
+    assert made.negative == [["own", "n1", "n2"], [], ["n1", "n2"]] and list(origins) == [0, 1, 2]
+    assert Mined(str(file), count=1)(Rows(anchor=["a"]), np.random.default_rng(0))[0].negative == [["n1"]]
+    with pytest.raises(UsageError, match="none of the anchors"):
+        Mined(str(file))(Rows(anchor=["z"]), np.random.default_rng(0))
+    file.write_text('{"anchor": "a", "negative": "n1"}\n')
+    with pytest.raises(UsageError, match="row 1"):
+        Mined(str(file))(rows, np.random.default_rng(0))

@@ -1,7 +1,7 @@
 """`unitsphere chain`: several runs in a row, each from the model of the one before, in one folder and one table.
 
-A stage is an ordinary run of `unitsphere train`; there is no second training path. A chain that was cut goes on at the
-stage that was cut.
+A stage is an ordinary run of `unitsphere train`, or of the verb that its list begins with; there is no second training
+path. A chain that was cut goes on at the stage that was cut.
 """
 
 import subprocess
@@ -22,7 +22,8 @@ PAGE = """unitsphere chain NAME [key=value …] [STAGE.key=value …]
 unitsphere chain resume=FOLDER
 
 Runs the stages of conf/chain/NAME.yaml, or of NAME where that is a file, one after another. key=value goes to every
-stage, STAGE.key=value to one. FOLDER is that of a chain which was cut.
+stage that trains, data and seed to one that mines too, STAGE.key=value to that stage. FOLDER is that of a chain which
+was cut.
 
   unitsphere chain domain_adaptation data=docstrings mlm.trainer.max_steps=200 contrastive.trainer.max_steps=60
   unitsphere chain domain_adaptation data=pairs data.path=tickets.csv seed=2
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str]) -> None:
     runs = carry_out(folder, {str(name): list(overrides) for name, overrides in stages.items()})
     from unitsphere.report import table
 
-    table.show(table.stages({name: run.metrics for name, run in runs.items()}))
+    scored = {name: run.metrics for name, run in runs.items() if any(k.startswith("test/") for k in run.metrics)}
+    if scored:
+        table.show(table.stages(scored))
     table.show(str(folder))
 
 
@@ -84,12 +87,27 @@ def begin(name: str, typed: Sequence[str]) -> Path:
             own[stage].append(sign + rest)
         else:
             everywhere.append(override)
-    given = {stage: last_of_each_key([*overrides, *everywhere, *own[stage]]) for stage, overrides in stages.items()}
+    given = {
+        stage: last_of_each_key([*overrides, *shared(overrides, everywhere), *own[stage]])
+        for stage, overrides in stages.items()
+    }
     outputs = next((o.removeprefix("outputs=") for o in everywhere if o.startswith("outputs=")), "outputs")
     folder = Run.create(Path(outputs) / "chains" / file.stem, stamped("chain")).folder.resolve()
     kept = {stage: [o for o in overrides if not o.startswith("outputs=")] for stage, overrides in given.items()}
     write(folder / "chain.yaml", OmegaConf.to_yaml(OmegaConf.create(kept)))
     return folder
+
+
+def shared(stage: Sequence[str], everywhere: Sequence[str]) -> list[str]:
+    """What a stage takes of the overrides that are for all: a verb other than train knows its data and seed only."""
+    if verb(stage) == "train":
+        return list(everywhere)
+    return [o for o in everywhere if o.lstrip("+~").partition("=")[0].partition(".")[0] in ("data", "seed")]
+
+
+def verb(stage: Sequence[str]) -> str:
+    """What a stage runs."""
+    return stage[0] if stage and "=" not in stage[0] else "train"
 
 
 def last_of_each_key(overrides: Sequence[str]) -> list[str]:
@@ -117,8 +135,8 @@ def carry_out(folder: Path, stages: Mapping[str, Sequence[str]]) -> dict[str, Ru
                 filled = list(overrides)
                 for name, done in runs.items():
                     filled = [o.replace(f"{{{name}}}", str(done.folder)) for o in filled]
-                command = [*filled, f"outputs={folder}", f"name={stage}"]
-            ended = subprocess.run([sys.executable, "-m", "unitsphere.cli", "train", *command])
+                command = [*filled[verb(filled) != "train" :], f"outputs={folder}", f"name={stage}"]
+            ended = subprocess.run([sys.executable, "-m", "unitsphere.cli", verb(overrides), *command])
             if ended.returncode:
                 raise UsageError(f"stage {stage} failed; mend it and go on with: unitsphere chain resume={folder}")
             run = Run.open(sorted((folder / stage).glob("*/run.json"))[-1].parent)

@@ -38,7 +38,7 @@ def job(config: DictConfig) -> None:
         show(
             f"{name} {value:.2%}" if name.startswith(("false_negatives", "cross_encoder/over")) else f"{name} {value:g}"
         )
-    show(f"train on them: python train.py loss=infonce data=triplets data.path={run.folder}/negatives.jsonl")
+    show(f"train on them with preparation=mined preparation.mined.path={run.folder}/negatives.jsonl and the same data")
     show(str(run.folder))
 
 
@@ -71,7 +71,7 @@ def mine(config: DictConfig) -> Run:
         embedder = embedder_of(config)
         embed = embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval().embed
     documents = data.corpus() if config.corpus is None else _read(config.corpus)
-    run = Run.create(Path(config.outputs) / "mined" / data.name, stamped("mine"))
+    run = Run.create(Path(config.outputs) / config.name, stamped("mine"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", data={"name": data.name, **data.splits.provenance()})
     with run.lock():

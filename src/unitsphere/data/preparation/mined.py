@@ -1,0 +1,45 @@
+"""Hard negatives that `unitsphere mine` has found, given to the rows that they were found for.
+
+Papers: Karpukhin et al. 2020, DPR, https://arxiv.org/abs/2004.04906.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from unitsphere.data.rows import Rows
+from unitsphere.errors import UsageError
+from unitsphere.formats.records import BadRow, records
+
+
+class Mined:
+    """Adds to each row's negatives those of its anchor in a file; a row whose anchor is not there keeps what it has.
+
+    Args:
+        path: negatives.jsonl of `unitsphere mine`, or any file with columns `anchor` and `negative` (a list).
+        count: At most so many a row, the first ones; None is all.
+
+    Raises:
+        UsageError: The file is malformed, or has no row's anchor.
+    """
+
+    gives: tuple[str, ...] = ("negative",)
+
+    def __init__(self, path: str, count: int | None = None):
+        if count is not None and count < 1:
+            raise UsageError(f"preparation.mined.count={count}: 1 or more would fit.")
+        self.path, self.count = path, count
+
+    def __call__(self, rows: Rows, draw: np.random.Generator) -> tuple[Rows, Sequence[int]]:
+        mined: dict[str, list[str]] = {}
+        for number, record in records(self.path):
+            texts = None if isinstance(record, BadRow) else record.get("negative")
+            if not isinstance(texts, list | tuple) or not isinstance(record.get("anchor"), str):  # type: ignore[union-attr]
+                raise UsageError(f"{self.path}, row {number}: anchor and a list negative expected, found {record}")
+            mined[record["anchor"]] = list(texts)[: self.count]  # type: ignore[index]
+        if not mined.keys() & set(rows.anchor):
+            raise UsageError(f"{self.path} has negatives for none of the anchors; mine them from the same data.")
+        had: Sequence[Sequence[str]] = rows.negative or [[]] * len(rows)
+        more = [[*own, *mined.get(anchor, ())] for own, anchor in zip(had, rows.anchor, strict=True)]
+        return replace(rows, negative=more), range(len(rows))
