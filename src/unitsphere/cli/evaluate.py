@@ -58,17 +58,19 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
     if not evaluators:
         raise UsageError("eval is empty: choose what to score, e.g. eval=retrieval or eval=[sts,retrieval]")
     if config.model is not None:
-        embedder = artefact.load(config.model)
+        embedder = artefact.load(config.model, config.get("window"))
     else:
         pooling = config.get("pooling") or {"_target_": artefact.POOLINGS["mean",]}
-        embedder = artefact.assemble(build(config.encoder), pooling, config.embedder)
+        embedder = artefact.assemble(build(config.encoder), pooling, config.embedder, config.get("window"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     embedder.to(device).eval()
     run = Run.create(parent, stamped("eval"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", device=device, threads=config.threads, embedder=embedder.protocol())
     with run.lock():
-        result = score(evaluators, embedder.embed)
+        with embedder.counting() as read:
+            result = score(evaluators, embedder.embed)
+        run.note_cut(config.split, read, "The evaluator's max_length")
         run.add_metrics({f"{config.split}/{k}": v for k, v in result.metrics.items()})
         run.add_items(config.split, result.items)
         run.note(status="done", protocol=result.protocol, primary=result.primary)
