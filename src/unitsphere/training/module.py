@@ -33,6 +33,7 @@ class EmbeddingModule(pl.LightningModule):
         self.loss: Any = loss
         self.optim = optim
         self.dev = dev
+        self.read_dev: dict[tuple[str, int], tuple[int, int]] = {}  # how many texts the last look cut
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
@@ -71,4 +72,5 @@ class EmbeddingModule(pl.LightningModule):
 
     def score_dev(self) -> Result:
         """The embedder as it is now, on dev."""
-        return score(self.dev, self.embedder.embed)
+        with self.embedder.counting() as self.read_dev:
+            return score(self.dev, self.embedder.embed)

@@ -38,6 +38,9 @@ from unitsphere.types import Evaluator, Loss, Result
 
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.safetensors"
+EVALUATION = (
+    "The evaluator's max_length (data.eval_max_length for the data's own queries)"  # how to keep more of a text
+)
 CPU = torch.device("cpu")
 
 
@@ -117,6 +120,7 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
         parameters=sum(p.numel() for p in embedder.parameters()),
         embedder=embedder.protocol(),
     )
+    run.note_cut("train", _of_training(batches), "data.max_length")
     if run.writes:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint else {"global_step": -1}
         curves.cut(run.folder / "metrics.csv", state["global_step"])
@@ -130,6 +134,8 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     began = time.monotonic()
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     run.note(train_seconds=round(time.monotonic() - began, 1))
+    run.note_cut("train", _of_training(batches), "data.max_length")  # rows on disk are tokenised as training goes
+    run.note_cut("dev", module.read_dev, EVALUATION)
     if trainer.interrupted:
         raise KeyboardInterrupt
     weights = whole(embedder) if sharded(embedder) else None
@@ -210,9 +216,10 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
         settings = signature(transformer).parameters.keys() - {"path", "max_length"}
         chosen = OmegaConf.to_container(config.encoder)
         assert isinstance(chosen, dict)
-        embedder = artefact.load(config.init, **{str(k): v for k, v in chosen.items() if k in settings})
+        options = {str(key): value for key, value in chosen.items() if key in settings}
+        embedder = artefact.load(config.init, config.get("window"), **options)
     else:
-        embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder)
+        embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder, config.get("window"))
     return embedder.to(device).train()
 
 
@@ -231,7 +238,9 @@ def _build_trainer(config: DictConfig, run: Run, more: Sequence[pl.Callback]) ->
 
 
 def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder) -> Result:
-    result = score(test, embedder.embed)
+    with embedder.counting() as read:
+        result = score(test, embedder.embed)
+    run.note_cut("test", read, EVALUATION)
     run.add_metrics({f"{stage}/{k}": v for k, v in result.metrics.items()})
     run.add_items(stage, result.items)
     return result
@@ -242,6 +251,10 @@ def _say(run: Run, *lines: str) -> None:
     if run.writes:
         sys.stdout.writelines(f"{line}\n" for line in lines)
         sys.stdout.flush()
+
+
+def _of_training(batches: Batches) -> dict[tuple[str, int], tuple[int, int]]:
+    return {("all columns", batches.max_length): batches.truncated}
 
 
 def _peak_memory() -> float | None:
