@@ -5,6 +5,7 @@ So a run that was cut goes on with exactly the batch it would have had: the posi
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache as cache_of
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,13 @@ class Batches:
             raise UsageError(
                 f"{len(rows)} training rows do not fill one batch of {batch_size}; data.batch_size={len(rows)} would."
             )
-        self.batch_size, self.seed, self.rows, self.sampler = batch_size, seed, rows, sampler
+        self.batch_size, self.seed, self.sampler = batch_size, seed, sampler
+        self.rows = self.given = rows  # the order follows the rows as they were given, the texts what they have become
         self.epoch = self.position = 0
         self.rank, self.world = 0, 1
-        self.columns = [c for c in ROLES if getattr(rows, c) is not None and c in {"anchor", *columns}]
-        self.prompts, self.max_length = prompts, encoder.limit(max_length)
+        self.wanted = {"anchor", *columns}
+        self.columns = [c for c in ROLES if getattr(rows, c) is not None and c in self.wanted]
+        self.encoder, self.prompts, self.max_length = encoder, prompts, encoder.limit(max_length)
         self._prompt_length = cache_of(encoder.prompt_length)
         self.tokens: Ahead | AsNeeded
         if rows.on_disk:
@@ -90,7 +93,7 @@ class Batches:
 
     def _epoch_order(self) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return self.sampler(self.rows, self.batch_size, generator)
+        return self.sampler(self.given, self.batch_size, generator)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -112,6 +115,26 @@ class Batches:
         """Go on at the batch that `state_dict` named."""
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._epoch_order()
+
+    def upcoming(self, count: int) -> np.ndarray:
+        """The different rows of the next `count` batches, of all ranks; all rows where these reach into a new epoch."""
+        if self.position + count > len(self):
+            return np.arange(len(self.rows))
+        return np.unique(self._order[self.position : self.position + count])
+
+    def set_negatives(self, negatives: Mapping[int, Sequence[str]]) -> None:
+        """Give rows other negatives from now on: row number -> texts. Others keep what they have.
+
+        Raises:
+            UsageError: The loss does not read negatives.
+        """
+        if "negative" not in self.wanted:
+            raise UsageError("this loss reads no negatives, so mining them while it trains is of no use.")
+        had: Sequence[Sequence[str]] = self.rows.negative or [[]] * len(self.rows)
+        self.rows = replace(self.rows, negative=[negatives.get(i, own) for i, own in enumerate(had)])
+        if "negative" not in self.columns:
+            self.columns.append("negative")
+        self.tokens = AsNeeded(self.encoder, self.max_length)
 
     @property
     def truncated(self) -> tuple[int, int]:
