@@ -51,6 +51,7 @@ class Remine(pl.Callback):
             raise UsageError(f"callbacks.remine: every={every} and documents={documents} must be 1 or more.")
         self.sources, self.filters, self.every = sources, filters, every
         self.documents, self.max_length, self.seed = documents, max_length, seed
+        self._mined_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         step = trainer.global_step
