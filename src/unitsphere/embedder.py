@@ -3,6 +3,8 @@
 Code: the module order and the prompts follow https://github.com/huggingface/sentence-transformers.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unitsphere.digest import digest
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.pooling.base import Pooling
 from unitsphere.types import Text, Tokens
@@ -118,3 +121,12 @@ class Embedder(nn.Module):
             "max_length": self.encoder.max_length,
             "precision": str(next(self.parameters()).dtype).removeprefix("torch."),
         }
+
+    def identity(self) -> str:
+        """SHA-256 over all that decides its vectors: weights and their precision, pooling, normalisation, prompts, the
+        model's configuration and the tokenizer. (Their last digits depend on machine and threads, too.)"""
+        encoder = self.encoder
+        tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
+        tokenizer |= {"truncation": None, "padding": None}  # what its last call left behind
+        parts = (digest(self), self.protocol(), self.nodes, encoder.model.config.to_json_string(), tokenizer)
+        return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()

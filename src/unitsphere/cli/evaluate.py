@@ -48,8 +48,9 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
 
     from unitsphere import artefact
     from unitsphere.build import build
-    from unitsphere.evaluation.score import score
-    from unitsphere.training.run import build_evaluators, quiet
+    from unitsphere.evaluation.score import remarks, score
+    from unitsphere.report import table
+    from unitsphere.training.run import build_evaluators, quiet, remembered
 
     quiet()
     torch.set_num_threads(config.threads)
@@ -68,7 +69,10 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", device=device, threads=config.threads, embedder=embedder.protocol())
     with run.lock():
-        result = score(evaluators, embedder.embed)
+        seconds = config.get("eval_seconds")
+        result = score(evaluators, remembered(embedder, config.get("vector_cache") or 0), seconds)
+        for line in remarks(result, seconds):
+            table.show(line)
         run.add_metrics({f"{config.split}/{k}": v for k, v in result.metrics.items()})
         run.add_items(config.split, result.items)
         run.note(status="done", protocol=result.protocol, primary=result.primary)

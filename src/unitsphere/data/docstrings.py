@@ -67,6 +67,13 @@ class Docstrings(Data):
         return pairs.retrieval(self.name, self.eval_max_length)
 
 
+def labelled(split: str) -> pd.DataFrame:
+    """The summary lines of a split's packages with their modules: columns text and label."""
+    table = build_corpus()
+    held = table[table.package.isin(DEV if split == "dev" else TEST)]
+    return pd.DataFrame({"text": held.summary, "label": held.module}).drop_duplicates("text", ignore_index=True)
+
+
 def build_corpus() -> pd.DataFrame:
     """The corpus as a table (package, module, summary, document), unique pairs, out of the cache where it is there."""
     packages = (*TRAIN, *DEV, *TEST)
