@@ -16,7 +16,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from unitsphere.errors import UsageError
 from unitsphere.evaluation.labelled import read, share, some, texts_of
 from unitsphere.evaluation.retrieval import unit
 from unitsphere.types import Embed, Result, RetrievalSet
@@ -42,7 +41,6 @@ class Classification:
         max_iter: Steps of the solver; one that is not done then is used as it is.
         neighbours: Of the nearest-neighbour classifier.
         seed: Of the draws.
-        min_rows: Labels that fewer of the texts have are left out.
         max_train, max_rows: At most so many texts are fitted on and scored; None is all.
         max_length: Tokens kept; None is the encoder's limit.
 
@@ -64,23 +62,19 @@ class Classification:
         max_iter: int = 1000,
         neighbours: int = 5,
         seed: int = 0,
-        min_rows: int = 20,
         max_train: int | None = None,
         max_rows: int | None = None,
         max_length: int | None = None,
     ):
-        table = texts_of(split, files, otherwise, columns, name, min_rows, max_rows)
+        table = texts_of(split, files, otherwise, columns, name, max_rows)
         if files.get("train") is not None:
             self.test, path = table, str(files["train"])
             train = read(path, columns, f"eval.{name}.files.train")
-            self.train = some(train[~train.text.isin(set(table.text))], path, 1, max_train)
+            self.train = some(train[~train.text.isin(set(table.text))], path, max_train)
         else:
             even = share(table.text) * 2**16 % 2 < 1
-            self.train = some(table[even], "the half that is fitted on", 1, max_train)
+            self.train = some(table[even], "the half that is fitted on", max_train)
             self.test = table[~even].reset_index(drop=True)
-        unseen = sorted(set(self.test.label) - set(self.train.label))
-        if unseen:
-            raise UsageError(f"eval.{name}: no text with the label {unseen[0]!r} to fit on, but some to score.")
         self.name, self.samples_per_label, self.repeats = name, samples_per_label, repeats
         self.c, self.max_iter, self.neighbours, self.seed, self.max_length = c, max_iter, neighbours, seed, max_length
 

@@ -24,7 +24,7 @@ class Clustering:
 
     Args:
         split: "dev" or "test".
-        otherwise, files, columns, own, name, min_rows, max_rows, max_length: As for `Classification`.
+        otherwise, files, columns, own, name, max_rows, max_length: As for `Classification`.
         batch_size: Rows a step of mini-batch k-means (MTEB: 512); None is k-means on all rows.
         seeds: k-means is run once a seed, from one start (k-means++).
 
@@ -42,11 +42,10 @@ class Clustering:
         name: str = "clustering",
         batch_size: int | None = None,
         seeds: int = 5,
-        min_rows: int = 20,
         max_rows: int | None = None,
         max_length: int | None = None,
     ):
-        self.table = texts_of(split, files, otherwise, columns, name, min_rows, max_rows)
+        self.table = texts_of(split, files, otherwise, columns, name, max_rows)
         self.name, self.batch_size, self.seeds, self.max_length = name, batch_size, seeds, max_length
 
     def held(self) -> Mapping[str, list[str]]:

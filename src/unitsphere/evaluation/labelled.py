@@ -14,7 +14,7 @@ from unitsphere.formats.records import BadRow, records
 
 
 def read(path: str, columns: Mapping[str, Any], option: str) -> pd.DataFrame:
-    """A file, folder or hub data set (see `formats.records`) as a table of the columns' keys, one row a record, all texts.
+    """A file, folder or hub data set (see `formats.records`) as a table of texts: the columns' keys, one row a record.
 
     Args:
         path: Where; a relative path that is not there is looked for in `UNITSPHERE_DATA`.
@@ -54,7 +54,6 @@ def texts_of(
     otherwise: Callable[[str], pd.DataFrame],
     columns: Mapping[str, Any],
     option: str,
-    min_rows: int,
     max_rows: int | None,
 ) -> pd.DataFrame:
     """The labelled texts of a split: columns text and label.
@@ -65,7 +64,6 @@ def texts_of(
         otherwise: Split -> table, where no file is given.
         columns: "text" and "label" -> the file's columns.
         option: The evaluator's name in the configuration.
-        min_rows: Labels that fewer rows have are left out.
         max_rows: At most so many rows, those with the smallest hash of their text; None is all.
 
     Raises:
@@ -82,22 +80,21 @@ def texts_of(
         table = table[share(table.text) < 0.2]
     else:
         raise UsageError(f"eval.{option}.files.{split} is not set: a file with a text and a label a row would fit.")
-    return some(table, source, min_rows, max_rows)
+    return some(table, source, max_rows)
 
 
-def some(table: pd.DataFrame, source: str, min_rows: int = 1, max_rows: int | None = None) -> pd.DataFrame:
-    """The rows of labels that `min_rows` rows have, each text once, at most `max_rows`.
+def some(table: pd.DataFrame, source: str, max_rows: int | None = None) -> pd.DataFrame:
+    """Each text once, with the label of its first row, at most `max_rows`.
 
     Raises:
-        UsageError: Fewer than two labels are left.
+        UsageError: They have fewer than two labels.
     """
-    table = table.drop_duplicates("text")
+    table = table.drop_duplicates("text", ignore_index=True)
     if max_rows is not None:
         table = table.iloc[np.sort(np.argsort(share(table.text), kind="stable")[:max_rows])]
-    table = table[table.groupby("label").label.transform("size") >= min_rows].reset_index(drop=True)
     if table.label.nunique() < 2:
-        raise UsageError(f"{source}: {table.label.nunique()} labels have {min_rows} texts or more; two are needed.")
-    return table
+        raise UsageError(f"{source}: its {len(table)} texts have {table.label.nunique()} labels; two are needed.")
+    return table.reset_index(drop=True)
 
 
 def share(texts: Iterable[str]) -> np.ndarray:
