@@ -59,9 +59,9 @@ class PairClassification:
         self.tasks = {task: pairs(str(folder / file), columns) for task, file in files.items()}
         self.max_length = max_length
 
-    def held(self) -> Mapping[str, list[str]]:
-        """The texts of all pairs."""
-        return {task: [*table.sentence1, *table.sentence2] for task, table in self.tasks.items()}
+    def held(self) -> Mapping[str, list[tuple[str, str]]]:
+        """The two texts of each pair, together: a training row that has both would give the label away."""
+        return {task: list(zip(table.sentence1, table.sentence2, strict=True)) for task, table in self.tasks.items()}
 
     def __call__(self, embed: Embed) -> Result:
         metrics: dict[str, float] = {}
