@@ -3,6 +3,8 @@
 Code: the module order and the prompts follow https://github.com/huggingface/sentence-transformers.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unitsphere.digest import digest
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.pooling.base import Pooling
 from unitsphere.pooling.windows import Windows
@@ -155,3 +158,12 @@ class Embedder(nn.Module):
             "precision": str(next(self.parameters()).dtype).removeprefix("torch."),
             **({"windows": self.windows.protocol()} if self.windows is not None else {}),
         }
+
+    def identity(self) -> str:
+        """SHA-256 over all that decides its vectors: weights and their precision, pooling, normalisation, prompts, the
+        model's configuration and the tokenizer. (Their last digits depend on machine and threads, too.)"""
+        encoder = self.encoder
+        tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
+        tokenizer |= {"truncation": None, "padding": None}  # what its last call left behind
+        parts = (digest(self), self.protocol(), self.nodes, encoder.model.config.to_json_string(), tokenizer)
+        return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()
