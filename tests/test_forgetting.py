@@ -1,13 +1,17 @@
 """Against forgetting: the two pulls to the start against their formulas, exactly resumed, and general rows mixed in."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from conftest import command, composed
+from made_runs import METRIC, made
+from made_runs import pairs as scored_pairs
 from making import batch_of_texts, encoded, model
 from test_training import overrides, run_here
 from unitsphere import artefact
@@ -21,6 +25,8 @@ from unitsphere.losses.l2sp import L2SP
 from unitsphere.losses.matryoshka import Matryoshka
 from unitsphere.losses.mlm import MaskedLM
 from unitsphere.losses.simcse import SimCSE
+from unitsphere.report.records import find
+from unitsphere.report.sheet import sheet
 from unitsphere.runs import Run
 
 
@@ -236,3 +242,16 @@ def test_a_domain_with_general_pairs_trains_from_the_command_line(pairs, tmp_pat
     run = start(composed(*line), [], {})
     go(run)
     assert run.info["status"] == "done" and any(key.startswith("test/") for key in run.metrics)
+
+
+def test_what_was_gained_and_what_was_forgotten_stand_in_one_table(tmp_path):
+    folder = made(tmp_path, level=0.5, noise=4.0)
+    general = scored_pairs(np.random.default_rng(7), 1.0)
+    general.to_parquet(folder / "scores/before/sts-stsb.parquet")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["before/sts/stsb"] = float(stats.spearmanr(general.prediction, general.score).statistic)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    table = sheet(find([tmp_path]), metrics=["docs/*", "sts/stsb"], baseline="before")
+    gained, forgotten = (cell.difference for (cells,) in [table.rows.values()] for cell in cells)
+    assert table.columns == (METRIC, "sts/stsb") and gained.low > 0 > forgotten.high
+    assert forgotten.value == pytest.approx(metrics["test/sts/stsb"] - metrics["before/sts/stsb"])
