@@ -1,13 +1,17 @@
 """Against forgetting: the two pulls to the start against their formulas, exactly resumed, and general rows mixed in."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from conftest import command, composed
+from made_runs import METRIC, made
+from made_runs import pairs as scored_pairs
 from making import batch_of_texts, encoded, model
 from test_training import overrides, run_here
 from unitsphere import artefact
@@ -21,6 +25,8 @@ from unitsphere.losses.l2sp import L2SP
 from unitsphere.losses.matryoshka import Matryoshka
 from unitsphere.losses.mlm import MaskedLM
 from unitsphere.losses.simcse import SimCSE
+from unitsphere.report.records import find
+from unitsphere.report.sheet import sheet
 from unitsphere.runs import Run
 
 
@@ -44,7 +50,7 @@ def test_l2sp_is_its_formula():
     for name, p in embedder.encoder.named_parameters():
         for x, y in zip(p.detach().flatten().tolist(), before[name].detach().flatten().tolist(), strict=True):
             total += (x - y) ** 2
-    assert float(out.total - inner.total) == pytest.approx(0.15 * total, rel=1e-4)
+    assert (out.total - inner.total).item() == pytest.approx(0.15 * total, rel=1e-4)
     assert float(out.parts["moved"]) == pytest.approx(total**0.5, rel=1e-4) and "negatives" in out.parts
     name, p = next((n, p) for n, p in embedder.encoder.named_parameters() if p.ndim > 1)
     (pull,) = torch.autograd.grad(out.total - inner.total, p)
@@ -74,7 +80,7 @@ def test_anchored_is_its_formula(inner):
         for now in columns[column][: loss.views]:
             off += [1 - np.dot(a, b) for a, b in zip(now.detach().numpy(), then, strict=True)]
     assert len(off) == (6 + 6 + 3 if inner is InfoNCE else 12)
-    assert float(out.total - inner()(e).total) == pytest.approx(0.7 * np.mean(off), abs=1e-5)
+    assert (out.total - inner()(e).total).item() == pytest.approx(0.7 * np.mean(off), abs=1e-5)
     assert float(out.parts["drift"]) == pytest.approx(np.mean(off), abs=1e-5) and np.mean(off) > 0.001
 
 
@@ -139,10 +145,10 @@ def test_a_cut_run_goes_on_pulling_to_its_first_start(pairs, tmp_path, loss):
 
     class Cutter(Callback):
         def on_train_batch_end(self, trainer, *_):
-            if trainer.global_step == 7:
+            if trainer.global_step == 5:
                 raise Cut
 
-    more = (f"loss={loss}", "loss@loss.inner=infonce", "loss.weight=5.0")
+    more = (f"loss={loss}", "loss.weight=5.0", "trainer.max_steps=8", "~callbacks.progress")
     whole = run_here(pairs, tmp_path / "whole", *more)
     cut = start(composed(*overrides(pairs, tmp_path / "cut", *more)), [], {})
     with pytest.raises(Cut):
@@ -152,15 +158,9 @@ def test_a_cut_run_goes_on_pulling_to_its_first_start(pairs, tmp_path, loss):
 
     train(cut.config, cut)
     assert cut.metrics == whole.metrics and cut.info["looks"] == whole.info["looks"]
-    part = {"l2sp": "train/moved", "anchored": "train/drift"}[loss]
-    tables = [
-        pd.read_csv(r.folder / "metrics.csv").query("metric == @part", local_dict={"part": part}).value.tolist()
-        for r in (cut, whole)
-    ]
-    assert tables[0] == tables[1] and len(tables[0]) == 12 and tables[0][-1] > 0
-    plain = run_here(pairs, tmp_path / "plain", "loss=infonce")
-    names = {f.name for f in (whole.folder / "model").iterdir()}
-    assert names == {f.name for f in (plain.folder / "model").iterdir()}  # the start is not saved with the model
+    part = "train/moved" if loss == "l2sp" else "train/drift"
+    tables = [pd.read_csv(r.folder / "metrics.csv").set_index("metric").loc[part, "value"] for r in (cut, whole)]
+    assert tables[0].tolist() == tables[1].tolist() and len(tables[0]) == 8 and tables[0].iloc[-1] > 0
 
 
 @pytest.mark.slow
@@ -242,3 +242,16 @@ def test_a_domain_with_general_pairs_trains_from_the_command_line(pairs, tmp_pat
     run = start(composed(*line), [], {})
     go(run)
     assert run.info["status"] == "done" and any(key.startswith("test/") for key in run.metrics)
+
+
+def test_what_was_gained_and_what_was_forgotten_stand_in_one_table(tmp_path):
+    folder = made(tmp_path, level=0.5, noise=4.0)
+    general = scored_pairs(np.random.default_rng(7), 1.0)
+    general.to_parquet(folder / "scores/before/sts-stsb.parquet")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["before/sts/stsb"] = float(stats.spearmanr(general.prediction, general.score).statistic)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    table = sheet(find([tmp_path]), metrics=["docs/*", "sts/stsb"], baseline="before")
+    gained, forgotten = (cell.difference for (cells,) in [table.rows.values()] for cell in cells)
+    assert table.columns == (METRIC, "sts/stsb") and gained.low > 0 > forgotten.high
+    assert forgotten.value == pytest.approx(metrics["test/sts/stsb"] - metrics["before/sts/stsb"])
