@@ -18,6 +18,7 @@ CHAINS = sorted((paths.conf() / "chain").glob("*.yaml"))
 OPTIONS = sorted(f for f in paths.conf().glob("*/*.yaml") if f not in CHAINS)  # not those of Hydra's own groups
 GIVEN_BY_CODE = {
     "pooling": {"dim"}, "embedder": {"encoder", "pooling"}, "logger": {"save_dir"}, "eval": {"split", "own"},
+    "window": {"encoder", "dim"},
 }  # fmt: skip
 PATH = "loss.teacher.path=x"
 ROOTS = {"source": "mine", "filter": "mine", "index": "mine"}  # of the groups that train.yaml does not have

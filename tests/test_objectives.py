@@ -167,6 +167,9 @@ def test_a_chain_goes_on_where_it_was_cut(material, tmp_path):
         "stages:\n"
         "  mlm: [loss=mlm, select=last, eval=none]\n"
         "  contrastive: [loss=infonce, encoder=hub, 'encoder.path={mlm}', eval=retrieval]\n"
+        "  negatives: [mine, 'model={contrastive}', filter=none, audit=0]\n"
+        "  hard: [loss=triplet, 'init={contrastive}', encoder=hub, preparation=mined, eval=retrieval,\n"
+        "    'preparation.mined.path={negatives}/negatives.jsonl']\n"
     )
     typed = [
         "encoder=tiny", "data=pairs", f"data.path={material / 'rows.jsonl'}", "data.batch_size=8", "trainer.max_steps=2",
@@ -184,6 +187,8 @@ def test_a_chain_goes_on_where_it_was_cut(material, tmp_path):
     (mlm,) = (folder / "mlm").iterdir()
     *_, contrastive = sorted((folder / "contrastive").iterdir())
     assert Run.open(contrastive).config.encoder.path == str(mlm)
+    (hard,) = (folder / "hard").iterdir()
+    assert Run.open(hard).info["preparation"][0]["changed"] > 0 and "hard" in done.stdout
 
 
 def test_an_unknown_chain_is_named(tmp_path):

@@ -1,9 +1,9 @@
 """A model on disk: one folder that unitsphere, transformers and (where it has the pooling) sentence-transformers load.
 
     config.json, model.safetensors, tokenizer…   the encoder, as transformers saves it
-    head.safetensors                             weights of pooling and projection, where they have any
-    unitsphere.yaml                              the config nodes of pooling and embedder
-    modules.json, 1_Pooling/…                    the same for sentence-transformers
+    head.safetensors                             weights of pooling, projection and windows, where they have any
+    unitsphere.yaml                              the config nodes of pooling, embedder and window
+    modules.json, 1_Pooling/…                    the same for sentence-transformers, which has no windows
 
 A cross-encoder's folder has the first line alone, classifier included: it scores pairs and embeds nothing.
 
@@ -47,10 +47,19 @@ POOLINGS = {
 }
 
 
-def assemble(encoder: TransformerEncoder, pooling: Mapping[str, Any], embedder: Mapping[str, Any]) -> Embedder:
+def assemble(
+    encoder: TransformerEncoder,
+    pooling: Mapping[str, Any],
+    embedder: Mapping[str, Any],
+    window: Mapping[str, Any] | None = None,
+) -> Embedder:
     """Build an embedder from the resolved config nodes of its parts, which it remembers for saving."""
-    built: Embedder = build(embedder, encoder=encoder, pooling=build(pooling, dim=encoder.dim))
+    pooler = build(pooling, dim=encoder.dim)
+    windows = window and build(window, encoder=encoder, dim=embedder.get("projection_dim") or pooler.dim)
+    built: Embedder = build(embedder, encoder=encoder, pooling=pooler, windows=windows)
     built.nodes = {"pooling": plain(pooling), "embedder": plain(embedder)}
+    if window is not None:
+        built.nodes["window"] = plain(window)
     return built
 
 
@@ -81,12 +90,13 @@ def save(embedder: Embedder, folder: Path) -> None:
     work.rename(folder)
 
 
-def load(path: str | Path, **options: Any) -> Embedder:
+def load(path: str | Path, window: Mapping[str, Any] | None = None, **options: Any) -> Embedder:
     """Load a run's model, a model folder of ours, a sentence-transformers folder or hub model, or any transformers
     model (which is then mean-pooled and normalised).
 
     Args:
         path: A run folder, a model folder or a hub id.
+        window: The config node of windows that replace the model's own, if it has any; learned ones start anew.
         options: For the encoder, as for `transformer` (dropout, attention, …).
 
     Raises:
@@ -106,11 +116,17 @@ def load(path: str | Path, **options: Any) -> Embedder:
     options["max_length"] = options.get("max_length") or saved.get("max_length")
     node = saved.get("embedder") or {"_target_": "unitsphere.embedder.Embedder"}
     embedder = assemble(
-        transformer(str(path), **options), saved.get("pooling") or {"_target_": POOLINGS["mean",]}, node
+        transformer(str(path), **options),
+        saved.get("pooling") or {"_target_": POOLINGS["mean",]},
+        node,
+        window or saved.get("window"),
     )
     head = saved.get("head", {})
     if folder is not None and (folder / "head.safetensors").exists():
         head = load_file(folder / "head.safetensors")
+    if window is not None:
+        anew = {name: weight for name, weight in _head(embedder).items() if name.startswith("windows.")}
+        head = {name: weight for name, weight in head.items() if not name.startswith("windows.")} | anew
     missing = _head(embedder).keys() ^ head.keys()
     if missing:
         raise UsageError(f"{folder}: head.safetensors does not fit unitsphere.yaml; unmatched: {sorted(missing)}")
@@ -131,10 +147,11 @@ def _head(embedder: Embedder) -> dict[str, Tensor]:
 
 
 def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
-    """Add that library's files, where it has the pooling; elsewhere the folder has none and it cannot load it."""
+    """Add that library's files, where it has the pooling and there are no windows; elsewhere the folder has none and it
+    cannot load it."""
     pooling, modules = embedder.pooling, [("", "Transformer")]
     modes = pooling.sentence_transformers or (("cls",) if isinstance(pooling, CLSMLPPooling) else ())
-    if not modes:
+    if not modes or embedder.windows is not None:
         return
 
     def add(kind: str, config: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None) -> None:

@@ -115,11 +115,19 @@ def introduction(config: DictConfig, info: Mapping[str, Any], known: Mapping[str
     kind = "A cross-encoder, which scores pairs of texts and embeds none" if cross else "A text-embedding model"
     return (
         f"{kind}: {info['parameters']:,} parameters, {'' if cross else embedder['pooling'] + ', '}"
-        f"{embedder['max_length']} tokens at most; "
+        + _reads(embedder)
         + (f"trained from {origin}" if origin else f"begun as encoder={choices['encoder']}")
         + f" with the objective `{choices['loss']}` by unitsphere.\n\n"
         + (f"Licence: {licence}." if licence else "No licence is stated: its base has none here.")
     )
+
+
+def _reads(embedder: Mapping[str, Any]) -> str:
+    windows = embedder.get("windows")
+    if windows is None:
+        return f"{embedder['max_length']} tokens at most; "
+    kind, size, overlap = (windows[key] for key in ("kind", "size", "overlap"))
+    return f"texts of any length, read in windows of {size} tokens that share {overlap} ({kind}); "
 
 
 def usage(address: str, prompts: Mapping[str, str], in_st: bool) -> str:
@@ -134,7 +142,7 @@ def usage(address: str, prompts: Mapping[str, str], in_st: bool) -> str:
 
     there = code("from sentence_transformers import SentenceTransformer", "SentenceTransformer", "prompt_name")
     lines = [
-        there if in_st else "sentence-transformers has no such pooling; unitsphere loads it:",
+        there if in_st else "sentence-transformers has no such pooling or no windows; unitsphere loads it:",
         code("from unitsphere import artefact", "artefact.load", "role"),
     ]
     if prompts:

@@ -3,7 +3,10 @@
 Code: the module order and the prompts follow https://github.com/huggingface/sentence-transformers.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unitsphere.digest import digest
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.pooling.base import Pooling
-from unitsphere.types import Text, Tokens
+from unitsphere.pooling.windows import Windows
+from unitsphere.types import Passes, Text, Tokens
 
 
 class Embedder(nn.Module):
@@ -27,6 +32,7 @@ class Embedder(nn.Module):
         normalize: Divide each vector by its L2 norm, so that dot product and cosine are the same.
         prompts: Name -> text put before every text of that role ("query", "document") or of that name.
         pool_prompt: Whether the pooling reads the prompt's tokens; the encoder always does. INSTRUCTOR leaves them out.
+        windows: How a text longer than a window becomes one vector; None cuts texts to the encoder's limit.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class Embedder(nn.Module):
         normalize: bool = True,
         prompts: Mapping[str, str] | None = None,
         pool_prompt: bool = True,
+        windows: Windows | None = None,
     ):
         super().__init__()
         self.encoder = encoder
@@ -45,11 +52,14 @@ class Embedder(nn.Module):
         self.normalize = normalize
         self.prompts = dict(prompts or {})
         self.pool_prompt = pool_prompt
+        self.windows = windows
+        encoder.in_windows = windows is not None
         self.dim = projection_dim or pooling.dim
         self.nodes: dict[str, Any] = {}  # the config nodes it was built from (see artefact.py)
+        self.read: dict[tuple[str, int], tuple[int, int]] = {}  # see `counting`
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Padded tokens (B, T) to vectors (B, dim)."""
+        """Padded tokens (B, T) to vectors (B, dim); with windows, to theirs, which `through` puts together."""
         states = self.encoder(tokens, layers=self.pooling.needs_layers)
         if not self.pool_prompt:
             last = tokens.mask.sum(dim=1) - 1  # a text that its prompt crowds out keeps its last token
@@ -58,6 +68,17 @@ class Embedder(nn.Module):
         z = self.pooling(states)
         if self.projection is not None:
             z = self.projection(z)
+        return z if self.windows is not None else self._normalized(z)
+
+    def through(self, passes: Passes, texts: Sequence[Text]) -> Tensor:
+        """Whole texts, of any length where there are windows, to vectors (R, dim)."""
+        if self.windows is None:
+            return passes(texts, self)
+        cut = self.windows.split(texts)
+        z = passes(cut.windows, self).to(next(self.parameters()).device)
+        return self._normalized(self.windows(z, cut))
+
+    def _normalized(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.normalize else z
 
     @torch.no_grad()
@@ -75,7 +96,7 @@ class Embedder(nn.Module):
             texts: Any number of texts; equal texts are computed once.
             role: A name in `prompts`, e.g. "query" or "document": selects the prompt.
             prompt: Used instead of a named prompt.
-            max_length: In tokens; None is the encoder's limit.
+            max_length: In tokens; None is the encoder's limit, and with windows none.
             batch_tokens: Padded tokens a forward pass.
 
         Returns:
@@ -85,19 +106,26 @@ class Embedder(nn.Module):
             prompt = self.prompts.get(role or "", "")
         unique = list(dict.fromkeys(texts))
         length = self.encoder.prompt_length(prompt)
-        read = [Text(ids, length) for ids in self.encoder.tokenize([prompt + text for text in unique], max_length)]
-        order = sorted(range(len(unique)), key=lambda i: -len(read[i].ids))
-        out = np.empty((len(unique), self.dim), dtype=np.float32)
+        ids, cut = self.encoder.cut([prompt + text for text in unique], max_length)
+        self._count(role or "text", self.encoder.limit(max_length), len(unique), cut)
         device = next(self.parameters()).device
+
+        def longest_first(texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+            order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+            vectors = torch.empty(len(texts), self.dim)
+            start = 0
+            while start < len(order):
+                some = order[start : start + max(1, batch_tokens // len(texts[order[start]].ids))]
+                tokens = self.encoder.pad([texts[i] for i in some])
+                vectors[some] = function(Tokens(*(x.to(device) for x in (tokens.ids, tokens.mask, tokens.prompt)))).to(
+                    vectors
+                )
+                start += len(some)
+            return vectors
+
         was_training = self.training
         self.eval()
-        start = 0
-        while start < len(order):
-            rows = order[start : start + max(1, batch_tokens // len(read[order[start]].ids))]
-            tokens = self.encoder.pad([read[i] for i in rows])
-            vectors = self(Tokens(*(x.to(device) for x in (tokens.ids, tokens.mask, tokens.prompt))))
-            out[rows] = vectors.float().cpu().numpy()
-            start += len(rows)
+        out = self.through(longest_first, [Text(of_text, length) for of_text in ids]).cpu().numpy()
         self.train(was_training)
         position = {text: i for i, text in enumerate(unique)}
         return out[[position[text] for text in texts]] if len(unique) < len(texts) else out
@@ -108,6 +136,17 @@ class Embedder(nn.Module):
         """`encode` in the form that evaluators call (see `types.Embed`)."""
         return self.encode(texts, role=role, prompt=prompt, max_length=max_length)
 
+    @contextmanager
+    def counting(self) -> Iterator[dict[tuple[str, int], tuple[int, int]]]:
+        """While it is open: (role, tokens kept) -> how many texts `encode` has read, and how many of them it cut."""
+        self.read = {}
+        yield self.read
+
+    def _count(self, role: str, limit: int | None, texts: int, cut: int) -> None:
+        if limit is not None:
+            before = self.read.get((role, limit), (0, 0))
+            self.read[role, limit] = before[0] + texts, before[1] + cut
+
     def protocol(self) -> dict[str, Any]:
         """What of this embedder must be equal before two scores may be compared."""
         return {
@@ -117,4 +156,14 @@ class Embedder(nn.Module):
             "pool_prompt": self.pool_prompt,
             "max_length": self.encoder.max_length,
             "precision": str(next(self.parameters()).dtype).removeprefix("torch."),
+            **({"windows": self.windows.protocol()} if self.windows is not None else {}),
         }
+
+    def identity(self) -> str:
+        """SHA-256 over all that decides its vectors: weights and their precision, pooling, normalisation, prompts, the
+        model's configuration and the tokenizer. (Their last digits depend on machine and threads, too.)"""
+        encoder = self.encoder
+        tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
+        tokenizer |= {"truncation": None, "padding": None}  # what its last call left behind
+        parts = (digest(self), self.protocol(), self.nodes, encoder.model.config.to_json_string(), tokenizer)
+        return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()

@@ -7,11 +7,14 @@ Code read: torch.distributed.nn.functional; the gather of princeton-nlp/SimCSE, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather
+
+from unitsphere.errors import UsageError
 
 
 def several() -> bool:
@@ -40,6 +43,32 @@ def everyone(x: Tensor) -> Tensor:
         gathered = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(list(gathered), padded)
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def from_first(value: Any) -> Any:
+    """The first rank's value, on every rank; anything that can be pickled."""
+    if not several():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held)
+    return held[0]
+
+
+def all_well(error: Exception | None = None) -> None:
+    """A point that every rank passes, or none: where one comes with an error, all raise.
+
+    Raises:
+        Exception: The error that this rank brought.
+        UsageError: It names another rank's.
+    """
+    if several():
+        said: list[str | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(said, error and f"{type(error).__name__}: {error}")
+        failed = [f"rank {rank} failed: {message}" for rank, message in enumerate(said) if message is not None]
+        if error is None and failed:
+            raise UsageError("; ".join(failed))
+    if error is not None:
+        raise error
 
 
 def mean(total: Tensor, weight: Tensor) -> Tensor:

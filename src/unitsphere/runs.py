@@ -12,6 +12,7 @@ import platform
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,6 +122,28 @@ class Run:
         file = self.folder / "run.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         write(file, json.dumps(known | values, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def note_cut(self, where: str, counts: Mapping[tuple[str, int], tuple[int, int]], mend: str) -> None:
+        """Note in run.json how many texts were cut, and warn of each place once.
+
+        Args:
+            where: train, dev, test, ….
+            counts: (which texts, tokens kept) -> number of texts, and how many of them were longer.
+            mend: The setting that would keep more.
+        """
+        if not self.writes:
+            return
+        known = self.info.get("truncated", {})
+        for (which, limit), (texts, cut) in counts.items():
+            place = f"{where}, {which}, {limit} tokens"
+            if cut and not known.get(place, {}).get("cut"):
+                warnings.warn(
+                    f"{where}: {cut:,} of {texts:,} texts ({which}) were cut at {limit} tokens. {mend} keeps more, up "
+                    "to the encoder's limit; window=uniform reads whole documents.",
+                    stacklevel=2,
+                )
+            known[place] = {"texts": texts, "cut": cut}
+        self.note(truncated=known)
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add to metrics.json."""

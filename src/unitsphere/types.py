@@ -112,6 +112,7 @@ class RetrievalSet:
     qrels: Mapping[str, Mapping[str, int]]  # query id -> document id -> grade
     max_length: int | None = None  # tokens kept of its texts; None is the encoder's limit
     instructions: Mapping[str, str] = field(default_factory=dict)  # text -> put before it, not the role's prompt
+    unanswerable: int = 0  # judged queries that were left out, as no document is relevant to them
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
     """
     import torch
 
-    from unitsphere.evaluation.score import score
-    from unitsphere.training.run import build_evaluators, quiet
+    from unitsphere.evaluation.score import remarks, score
+    from unitsphere.report import table
+    from unitsphere.training.run import build_evaluators, quiet, remembered
 
     quiet()
     torch.set_num_threads(config.threads)
@@ -61,7 +62,12 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", device=device, threads=config.threads, embedder=embedder.protocol())
     with run.lock():
-        result = score(evaluators, embedder.embed)
+        seconds = config.get("eval_seconds")
+        with embedder.counting() as read:
+            result = score(evaluators, remembered(embedder, config.get("vector_cache") or 0), seconds)
+        run.note_cut(config.split, read, "The evaluator's max_length")
+        for line in remarks(result, seconds):
+            table.show(line)
         run.add_metrics({f"{config.split}/{k}": v for k, v in result.metrics.items()})
         run.add_items(config.split, result.items)
         run.note(status="done", protocol=result.protocol, primary=result.primary)
@@ -89,9 +95,9 @@ def embedder_of(config: DictConfig) -> "Embedder":
 
     check_model(config)
     if config.model is not None:
-        return artefact.load(config.model)
+        return artefact.load(config.model, config.get("window"))
     pooling = config.get("pooling") or {"_target_": artefact.POOLINGS["mean",]}
-    return artefact.assemble(build(config.encoder), pooling, config.embedder)
+    return artefact.assemble(build(config.encoder), pooling, config.embedder, config.get("window"))
 
 
 def own(config: DictConfig, split: str) -> Any:

@@ -52,6 +52,7 @@ def mine(config: DictConfig) -> Run:
 
     from unitsphere.build import build
     from unitsphere.cli.evaluate import embedder_of
+    from unitsphere.formats import on_disk
     from unitsphere.mining import audit
     from unitsphere.mining.miner import Miner
     from unitsphere.report.mined import pictures
@@ -66,17 +67,16 @@ def mine(config: DictConfig) -> Run:
     rows = data.splits.train
     if rows.positive is None:
         raise UsageError(f"data={data.name} has no positives: negatives are mined for pairs (pairs, triplets, beir, …)")
-    embed = None
-    if "dense" in sources:
-        embedder = embedder_of(config)
-        embed = embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval().embed
-    documents = data.corpus() if config.corpus is None else _read(config.corpus)
+    embedder = embedder_of(config) if "dense" in sources else None
+    if embedder is not None:
+        embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    documents = data.corpus() if config.corpus is None else on_disk.documents(config.corpus)[1]
     run = Run.create(Path(config.outputs) / config.name, stamped("mine"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", data={"name": data.name, **data.splits.provenance()})
     with run.lock():
         for source in sources.values():
-            source.attach(documents, embed, run.folder, config.max_length)
+            source.attach(documents, embedder and embedder.embed, run.folder, config.max_length)
         miner = Miner(documents, sources, filters, config.pick, config.seed)
         queries, positives = asked(rows)
         mined = _mined(miner, queries, positives, config.chunk)
@@ -93,6 +93,8 @@ def mine(config: DictConfig) -> Run:
         run.add_items("mined", {"negatives": table})
         pictures(table, run.folder)
         (run.folder / "vectors.f32").unlink(missing_ok=True)
+        if embedder is not None:
+            run.note_cut("mining", embedder.read, "max_length")
         run.note(status="done")
     return run
 
@@ -141,18 +143,3 @@ def _scorer(path: str) -> Any:
     from unitsphere.encoders.cross_encoder import CrossEncoder
 
     return CrossEncoder(path)
-
-
-def _read(path: str) -> Sequence[str]:
-    """The documents of a file, column `text`, or of a folder's corpus.jsonl."""
-    from unitsphere.formats.beir import read_texts
-    from unitsphere.formats.records import BadRow, records
-
-    if Path(path).expanduser().is_dir():
-        return [text for text in read_texts(Path(path).expanduser(), "corpus").values() if text]
-    documents = []
-    for number, record in records(path):
-        if isinstance(record, BadRow) or not isinstance(record.get("text"), str):
-            raise UsageError(f"corpus={path}, row {number}: a column text expected, found {record}")
-        documents.append(record["text"])
-    return documents

@@ -5,12 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from unitsphere.cli import sweep
 from unitsphere.cli.evaluate import evaluate
 from unitsphere.errors import UsageError
 from unitsphere.report import comparability
 from unitsphere.report.records import Record, read
-from unitsphere.runs import Run, stamped
+from unitsphere.runs import Run, stamped, write
 
 USAGE = """unitsphere reproduce RUN|SWEEP [sample=3] [tolerance=0.001] [outputs=FOLDER]
 
@@ -77,6 +79,8 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
         raise UsageError(
             f"{original.folder}: its status is {was['status']}; only a run that is done can be reproduced."
         )
+    if any("stopped" in stamp for stamp in was.get("protocol", {}).values()):
+        raise UsageError(f"{original.folder}: eval_seconds cut its evaluation, so what was finished is an accident.")
     again = (trained_again if "choices" in was else evaluated_again)(original, outputs)
     was_metrics, now_metrics = original.metrics, again.metrics
     from rich.table import Table
@@ -127,15 +131,18 @@ def trained_again(original: Run, outputs: str) -> Run:
         raise UsageError(f"{folder}: it ran on {config.trainer.devices} devices; only one is reproduced here.")
     again = Run.create(Path(outputs or folder.parents[1]) / config.name, stamped(f"s{config.seed}"))
     again.note(status="created", name=config.name, reproduces=str(folder), choices=original.info["choices"])
-    for file in ("config.yaml", "overrides.yaml"):
-        (again.folder / file).write_bytes((folder / file).read_bytes())
+    config.vector_cache = 0  # every vector is computed again
+    write(again.folder / "config.yaml", OmegaConf.to_yaml(config))
+    (again.folder / "overrides.yaml").write_bytes((folder / "overrides.yaml").read_bytes())
     go(again)
     return again
 
 
 def evaluated_again(original: Run, outputs: str) -> Run:
     """Evaluate from an evaluation's saved configuration, in a new folder."""
-    again = evaluate(original.config, Path(outputs or original.folder.resolve().parent))
+    config = original.config
+    config.vector_cache = 0  # every vector is computed again
+    again = evaluate(config, Path(outputs or original.folder.resolve().parent))
     again.note(reproduces=str(original.folder.resolve()))
     return again
 

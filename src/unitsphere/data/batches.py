@@ -3,17 +3,20 @@
 So a run that was cut goes on with exactly the batch it would have had: the position is the whole state.
 """
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache as cache_of
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
+from torch import Tensor
 
 from unitsphere.data.rows import Rows
 from unitsphere.data.samplers import Sampler
-from unitsphere.data.tokens import TokenStore, tokenize
+from unitsphere.data.tokens import Ahead, AsNeeded
 from unitsphere.errors import UsageError
 from unitsphere.types import Batch, Text
 
@@ -34,7 +37,7 @@ class Batches:
         batch_size: Rows a batch, over all ranks; each rank gets its share of every batch.
         max_length: Tokens kept of a text.
         seed: Of the order.
-        cache: Where token ids are kept.
+        cache: Where token ids are kept; those of rows on disk are computed batch by batch.
 
     Raises:
         UsageError: There are fewer rows than a batch needs.
@@ -56,44 +59,41 @@ class Batches:
             raise UsageError(
                 f"{len(rows)} training rows do not fill one batch of {batch_size}; data.batch_size={len(rows)} would."
             )
-        self.batch_size, self.seed, self.rows, self.sampler = batch_size, seed, rows, sampler
+        self.batch_size, self.seed, self.sampler = batch_size, seed, sampler
+        self.rows = self.given = rows  # the order follows the rows as they were given, the texts what they have become
         self.epoch = self.position = 0
         self.rank, self.world = 0, 1
-        negatives = rows.negative if rows.negative is not None and "negative" in columns else [[]] * len(rows)
-        self._negative_starts = np.cumsum([0, *map(len, negatives)])
-        self._texts: dict[str, Sequence[str]] = {"anchor": rows.anchor}
-        if rows.positive is not None and "positive" in columns:
-            self._texts["positive"] = rows.positive
-        if rows.negative is not None and "negative" in columns:
-            self._texts["negative"] = [text for several in negatives for text in several]
-        self._text_ids = _numbered(self._texts)
-        asked = {column: self._prompts(column, prompts) for column in self._texts}
-        self._prompt_lengths = {
-            prompt: encoder.prompt_length(prompt)
-            for prompt in {prompt for column in asked.values() for prompt in column}
-        }
-        self._prompted_with = asked
-        prompted = {c: [p + t for p, t in zip(asked[c], texts, strict=True)] for c, texts in self._texts.items()}
-        self._token_ids = _numbered(prompted)
-        unique = list(dict.fromkeys(text for texts in prompted.values() for text in texts))
-        self._tokens: TokenStore = tokenize(unique, encoder, max_length, cache)
-        self._labels = None if rows.label is None else torch.from_numpy(pd.factorize(np.array(rows.label, object))[0])
-        self._scores = None if rows.score is None else torch.tensor(rows.score)
+        self.wanted = {"anchor", *columns}
+        self.columns = [c for c in ROLES if getattr(rows, c) is not None and c in self.wanted]
+        self.encoder, self.prompts, self.max_length = encoder, prompts, encoder.limit(max_length)
+        self._prompt_length = cache_of(encoder.prompt_length)
+        self.tokens: Ahead | AsNeeded
+        if rows.on_disk:
+            self.tokens = AsNeeded(encoder, max_length)
+        else:
+            everything = range(len(rows))
+            texts = (p + text for c in self.columns for p, text in zip(*self._texts(c, everything)[:2], strict=True))
+            self.tokens = Ahead(texts, encoder, max_length, cache)
         self._order = self._epoch_order()
 
-    def _prompts(self, column: str, prompts: Mapping[str, str]) -> Sequence[str]:
-        """What stands before each text of a column: the row's instruction, else the prompt of the column's role."""
-        rows = self.rows
-        given = rows.anchor_instruction if column == "anchor" else rows.positive_instruction
-        prompt = prompts.get(ROLES[column], "")
-        own = [prompt if text is None else text for text in given or [None] * len(rows)]
-        if column != "negative":
-            return own
-        return np.repeat(np.array(own, object), np.diff(self._negative_starts)).tolist()
+    def _texts(self, column: str, rows: Sequence[int]) -> tuple[list[str], list[str], list[int]]:
+        """What stands before each text of a column in some rows (the row's instruction, else the prompt of the
+        column's role), the texts, and which of `rows`, counted from 0, each is of."""
+        values, of = getattr(self.rows, column), list(range(len(rows)))
+        texts = [values[row] for row in rows]
+        if column == "negative":
+            of = [at for at, several in zip(of, texts, strict=True) for _ in several]
+            texts = [text for several in texts for text in several]
+        given = self.rows.anchor_instruction if column == "anchor" else self.rows.positive_instruction
+        prompt = self.prompts.get(ROLES[column], "")
+        if given is None:
+            return [prompt] * len(texts), texts, of
+        own = [given[row] for row in rows]
+        return [prompt if (before := own[at]) is None else before for at in of], texts, of
 
     def _epoch_order(self) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return self.sampler(self.rows, self.batch_size, generator)
+        return self.sampler(self.given, self.batch_size, generator)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -116,29 +116,54 @@ class Batches:
         self.epoch, self.position = state["epoch"], state["position"]
         self._order = self._epoch_order()
 
-    def _batch(self, rows: np.ndarray) -> Batch:
-        starts, ends = self._negative_starts[rows], self._negative_starts[rows + 1]
-        negatives = np.concatenate([np.arange(s, e) for s, e in zip(starts, ends, strict=True)]).astype(np.int64)
-        at = {"anchor": rows, "positive": rows, "negative": negatives}
+    def upcoming(self, count: int) -> np.ndarray:
+        """The different rows of the next `count` batches, of all ranks; all rows where these reach into a new epoch."""
+        if self.position + count > len(self):
+            return np.arange(len(self.rows))
+        return np.unique(self._order[self.position : self.position + count])
+
+    def set_negatives(self, negatives: Mapping[int, Sequence[str]]) -> None:
+        """Give rows other negatives from now on: row number -> texts. Others keep what they have.
+
+        Raises:
+            UsageError: The loss does not read negatives.
+        """
+        if "negative" not in self.wanted:
+            raise UsageError("this loss reads no negatives, so mining them while it trains is of no use.")
+        had: Sequence[Sequence[str]] = self.rows.negative or [[]] * len(self.rows)
+        self.rows = replace(self.rows, negative=[negatives.get(i, own) for i, own in enumerate(had)])
+        if "negative" not in self.columns:
+            self.columns.append("negative")
+        self.tokens = AsNeeded(self.encoder, self.max_length)
+
+    @property
+    def truncated(self) -> tuple[int, int]:
+        """How many different texts were tokenised so far (of rows on disk: texts), and how many of them were cut."""
+        return self.tokens.read, self.tokens.cut
+
+    def _batch(self, numbers: np.ndarray) -> Batch:
+        rows, chosen = self.rows, numbers.tolist()
+        read = {column: self._texts(column, chosen) for column in self.columns}
         return Batch(
-            tokens={c: [self._text(c, int(i)) for i in at[c]] for c in self._texts},
-            text_ids={c: torch.from_numpy(ids[at[c]]) for c, ids in self._text_ids.items()},
-            negative_rows=torch.from_numpy(np.repeat(np.arange(len(rows)), ends - starts)),
-            row_ids=torch.from_numpy(rows),
-            labels=None if self._labels is None else self._labels[rows],
-            scores=None if self._scores is None else self._scores[rows],
-            texts={c: [texts[i] for i in at[c]] for c, texts in self._texts.items()},
+            tokens={column: self._tokenized(before, texts) for column, (before, texts, _) in read.items()},
+            text_ids={column: _numbered(texts) for column, (_, texts, _) in read.items()},
+            negative_rows=torch.tensor(read["negative"][2] if "negative" in read else [], dtype=torch.long),
+            row_ids=torch.from_numpy(numbers),
+            labels=None if rows.label is None else _numbered([rows.label[row] for row in chosen]),
+            scores=None if rows.score is None else torch.tensor([rows.score[row] for row in chosen]),
+            texts={column: texts for column, (_, texts, _) in read.items()},
         )
 
-    def _text(self, column: str, row: int) -> Text:
-        ids = self._tokens[self._token_ids[column][row]]
-        return Text(ids, min(self._prompt_lengths[self._prompted_with[column][row]], len(ids)))
+    def _tokenized(self, before: Sequence[str], texts: Sequence[str]) -> list[Text]:
+        ids = self.tokens([prompt + text for prompt, text in zip(before, texts, strict=True)])
+        lengths = map(self._prompt_length, before)
+        return [Text(of_text, min(length, len(of_text))) for of_text, length in zip(ids, lengths, strict=True)]
 
 
-def _numbered(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Number the texts of all columns, equal texts alike, in order of first appearance."""
-    numbers: dict[str, int] = {}
-    return {
-        column: np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
-        for column, texts in columns.items()
-    }
+def _numbered(texts: Sequence[str]) -> Tensor:
+    """The number of each text: 64 bits of its hash, so that equal texts are equal in every batch, rank and run.
+
+    Among 5 million texts two different ones are equal with a probability of 1e-6.
+    """
+    hashes = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
+    return torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.int64).copy())

@@ -67,6 +67,19 @@ class Docstrings(Data):
         return pairs.retrieval(self.name, self.eval_max_length)
 
 
+def labelled(split: str, min_rows: int) -> pd.DataFrame:
+    """The summary lines of a split's packages with their modules: columns text and label.
+
+    Args:
+        split: "dev" or "test".
+        min_rows: Modules that have fewer are left out.
+    """
+    table = build_corpus()
+    held = table[table.package.isin(DEV if split == "dev" else TEST)]
+    texts = pd.DataFrame({"text": held.summary, "label": held.module}).drop_duplicates("text", ignore_index=True)
+    return texts[texts.groupby("label").label.transform("size") >= min_rows].reset_index(drop=True)
+
+
 def build_corpus() -> pd.DataFrame:
     """The corpus as a table (package, module, summary, document), unique pairs, out of the cache where it is there."""
     packages = (*TRAIN, *DEV, *TEST)

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from unitsphere.errors import UsageError
+from unitsphere.formats.on_disk import Column
 from unitsphere.types import RetrievalSet
 
 COLUMNS = ("anchor", "positive", "negative", "label", "score", "anchor_instruction", "positive_instruction", "task")
@@ -29,10 +32,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.anchor)
 
-    def take(self, indices: Sequence[int]) -> "Rows":
-        """The rows at `indices`, in that order."""
-        columns: dict[str, Any] = {name: getattr(self, name) for name in COLUMNS}
-        taken: dict[str, Any] = {k: v and [v[i] for i in indices] for k, v in columns.items()}
+    @property
+    def on_disk(self) -> bool:
+        """Whether a row is read when it is asked for, so that nothing of all rows may be kept."""
+        return isinstance(self.anchor, Column)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
+        """The rows at `indices`, in that order; rows on disk stay there."""
+        columns: dict[str, Any] = {name: v for name in COLUMNS if (v := getattr(self, name)) is not None}
+        indices = np.asarray(indices, dtype=np.int64)
+        taken: dict[str, Any] = {
+            name: v.take(indices) if isinstance(v, Column) else [v[i] for i in indices.tolist()]
+            for name, v in columns.items()
+        }
         return Rows(**taken)
 
     def retrieval(self, name: str, max_length: int | None = None) -> RetrievalSet:
@@ -51,8 +63,16 @@ class Rows:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over every value of every column."""
-        return fingerprint(repr((name, value)) for name in COLUMNS if (value := getattr(self, name)) is not None)
+        """SHA-256 over every value of every column, each column as Python writes a list."""
+        digest = hashlib.sha256()
+        for name in COLUMNS:
+            column = getattr(self, name)
+            if column is not None:
+                digest.update(f"({name!r}, [".encode())
+                for number, value in enumerate(column):
+                    digest.update(f"{', ' if number else ''}{value!r}".encode("utf-8", "surrogatepass"))
+                digest.update(b"])\0")
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

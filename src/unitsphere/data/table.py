@@ -2,12 +2,15 @@
 says."""
 
 import hashlib
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
+from unitsphere import paths
 from unitsphere.data.rows import Data, Rows, Splits
 from unitsphere.errors import UsageError
+from unitsphere.formats import on_disk
 from unitsphere.formats.records import BadRow, records
 
 
@@ -28,6 +31,8 @@ class Table(Data):
         on_bad_row: "stop" at the first bad row, or "skip" and count it.
         max_score: Scores are divided by it, 5 for STS; None leaves them.
         instruction_format: How an instruction stands before its text: `{}` is the instruction.
+        on_disk: Leave the rows of `path` on disk, for more than memory holds: checked and copied into the cache once,
+            then read and tokenised batch by batch. The same batches; memory grows by some 8 bytes a row and column.
         name, batch_size, max_length, eval_max_length: As for every data set.
     """
 
@@ -45,6 +50,7 @@ class Table(Data):
         eval_max_length: int | None = None,
         max_score: float | None = None,
         instruction_format: str = "{} ",
+        on_disk: bool = False,
     ):
         super().__init__(name, columns, batch_size, max_length, eval_max_length)
         if path is None:
@@ -54,56 +60,70 @@ class Table(Data):
         if "positive" not in columns and (dev_path or test_path):
             raise UsageError("data.dev_path and data.test_path need a positive column: texts alone have no queries.")
         self.path, self.dev_path, self.test_path = path, dev_path, test_path
-        self.held_out = held_out
+        self.held_out, self.on_disk = held_out, on_disk
         self.on_bad_row = on_bad_row
         self.max_score, self.instruction_format = max_score, instruction_format
 
     def load(self) -> Splits:
-        rows, skipped = self._read(self.path)
+        rows, skipped = self._on_disk(self.path) if self.on_disk else self._in_memory(self.path)
         if rows.positive is None:
             return Splits(rows, None, None, skipped)
-        share = {"dev": self.dev_path, "test": self.test_path}
+        hashes = np.fromiter(map(_hash, rows.anchor), np.uint64, len(rows))
+        left = np.unique(hashes)  # ascending
+        count = 0 if rows.score is not None else min(self.held_out, len(left) // 10)  # scored pairs may not fit at all
         held = {}
-        anchors = sorted(dict.fromkeys(rows.anchor), key=lambda text: hashlib.sha256(text.encode()).digest())
-        count = min(self.held_out, len(anchors) // 10)
-        if rows.score is not None:  # scored pairs may not fit each other at all
-            count = 0
-        for split, path in share.items():
+        for split, path in {"dev": self.dev_path, "test": self.test_path}.items():
             if path is not None:
-                held[split], bad = self._read(path)
+                held[split], bad = self._in_memory(path)
                 skipped += bad
             else:
-                mine = set(anchors[:count])
-                anchors = anchors[count:]
-                held[split] = rows.take([i for i, anchor in enumerate(rows.anchor) if anchor in mine])
-        keep = set(anchors)
-        train = rows.take([i for i, anchor in enumerate(rows.anchor) if anchor in keep])
+                mine, left = left[:count], left[count:]
+                held[split] = rows.take(np.flatnonzero(np.isin(hashes, mine)))
+        train = rows.take(np.flatnonzero(hashes >= left[0]))
         sets = {k: v.retrieval(self.name, self.eval_max_length) if len(v) else None for k, v in held.items()}
         return Splits(train, sets["dev"], sets["test"], skipped)
 
-    def _read(self, path: str) -> tuple[Rows, int]:
-        header = not any(isinstance(source, int) for source in self.columns.values())
+    def _in_memory(self, path: str) -> tuple[Rows, int]:
         taken: dict[str, list[Any]] = {column: [] for column in self.columns}
-        bad: Counter[str] = Counter()
+        bad: list[int] = []
+        for values in self._values(path, bad):
+            for column, value in zip(taken, values, strict=True):
+                taken[column].append(value)
+        return Rows(**taken), len(bad)
+
+    def _on_disk(self, path: str) -> tuple[Rows, int]:
+        settings = repr((self.columns, self.on_bad_row, self.max_score, self.instruction_format))
+        folder = paths.cache() / "rows" / on_disk.name("table", on_disk.source(path), settings)
+        if not folder.exists():
+            bad: list[int] = []
+            with on_disk.making(folder) as work:
+                on_disk.write(work, self._values(path, bad))
+                (work / "skipped").write_text(str(len(bad)))
+        lines = on_disk.Lines(folder)
+        columns: dict[str, Any] = {c: on_disk.Column(lines, place) for place, c in enumerate(self.columns)}
+        return Rows(**columns), int((folder / "skipped").read_text())
+
+    def _values(self, path: str, bad: list[int]) -> Iterator[list[Any]]:
+        """The values of each row, in the order of `columns`; the numbers of rows left out go into `bad`."""
+        header, empty = not any(isinstance(source, int) for source in self.columns.values()), True
         for number, record in records(path, header):
             try:
                 if isinstance(record, BadRow):
                     raise record
-                values = {column: _take(record, source, column) for column, source in self.columns.items()}
+                values = [_take(record, source, column) for column, source in self.columns.items()]
             except BadRow as fault:
                 if self.on_bad_row == "stop":
                     raise UsageError(
                         f"{path}, row {number}: {fault}. Mend the row, or leave bad rows out with data.on_bad_row=skip"
                     ) from None
-                bad[path] += 1
+                bad.append(number)
                 continue
-            for column, value in values.items():
-                taken[column].append(self._scaled(column, value))
-        if not taken["anchor"]:
+            empty = False
+            yield [self._scaled(column, value) for column, value in zip(self.columns, values, strict=True)]
+        if empty:
             raise UsageError(
-                f"{path}: no usable row" + (f", {bad[path]} bad rows skipped." if bad else "; it is empty.")
+                f"{path}: no usable row" + (f", {len(bad)} bad rows skipped." if bad else "; it is empty.")
             )
-        return Rows(**taken), bad[path]
 
     def _scaled(self, column: str, value: Any) -> Any:
         if column == "score" and self.max_score is not None:
@@ -140,3 +160,8 @@ def _text(value: Any, source: Any) -> str:
     if not value.strip():
         raise BadRow(f"column {source!r} is empty")
     return value.strip()
+
+
+def _hash(text: str) -> int:
+    """The first 64 bits of a text's SHA-256, which order texts as the whole of it does."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")

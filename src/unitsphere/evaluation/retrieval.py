@@ -4,14 +4,17 @@ Papers: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663; Van Gysel & 
 https://arxiv.org/abs/1805.01597 (which computes all measures here).
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytrec_eval
 
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.cached import OutOfTime
 from unitsphere.formats import beir
 from unitsphere.formats.fingerprint import fingerprint
 from unitsphere.search.dense import search, unit
@@ -33,7 +36,11 @@ class Retrieval:
 
     Measures are means over queries, in [0, 1]: recall@k = |relevant in the first k| / |relevant| (not hit rate);
     mrr@10 = 1 / rank of the first relevant one, 0 beyond rank 10; ndcg@10 with the grades as gains; map@100.
-    Relevant is a grade of 1 or more. Equal scores are ordered by document id, descending, as trec_eval does.
+    Relevant is a grade of 1 or more. Equal scores are ordered by document id, descending, as trec_eval does; which of
+    the documents that are equal at rank 100 are in is left to Faiss.
+
+    The queries are embedded in the order of the SHA-256 of their ids, after the documents. So those that were done when
+    the time was over are a random sample, the same one for every model, and their means estimate those of all.
 
     Args:
         split: "dev" or "test".
@@ -55,32 +62,46 @@ class Retrieval:
         return {self.set.name: list(self.set.queries.values())}
 
     def __call__(self, embed: Embed) -> Result:
-        name, queries, documents = self.set.name, list(self.set.queries), list(self.set.corpus)
-        q = vectors(embed, [self.set.queries[i] for i in queries], "query", self.set)
+        name, documents = self.set.name, list(self.set.corpus)
+        queries = sorted(self.set.queries, key=lambda query: hashlib.sha256(query.encode()).digest())
         d = vectors(embed, [self.set.corpus[i] for i in documents], "document", self.set)
+        try:
+            q = vectors(embed, [self.set.queries[i] for i in queries], "query", self.set)
+        except OutOfTime as stopped:
+            if not stopped.done:
+                raise
+            q = np.stack(stopped.done)
         scores, rows = search(unit(q), unit(d), DEPTH)
-        run = {
+        found = {
             query: {documents[row]: float(score) for score, row in zip(*ranking, strict=True)}
-            for query, *ranking in zip(queries, scores, rows, strict=True)
+            for query, *ranking in zip(queries[: len(q)], scores, rows, strict=True)
         }
+        run = {query: found[query] for query in self.set.queries if query in found}
         measured = measures(run, self.set.qrels)
         items = measured.merge(places(run, self.set.qrels), on="query")
         return Result(
             metrics={f"{name}/{m}": float(measured[m].mean()) for m in measured.columns if m != "query"},
             primary=f"{name}/mrr@10",
             items={name: items, f"{name}-worst": worst(items, self.set)},
-            protocol={
-                name: {
-                    "kind": "retrieval",
-                    "similarity": "cosine",
-                    "search": f"exact, {DEPTH} deep",
-                    "max_length": self.set.max_length,
-                    "queries": len(queries),
-                    "documents": len(documents),
-                    "sha256": fingerprint(self.set)[:16],
-                }
-            },
+            protocol={name: stamp(self.set, len(run))},
         )
+
+
+def stamp(of: RetrievalSet, scored: int) -> dict[str, Any]:
+    """The protocol of a search of a set with `scored` of its queries."""
+    empty = sum(not text.strip() for texts in (of.corpus, of.queries) for text in texts.values())
+    stopped = f"{scored:,} of {len(of.queries):,} queries" if scored < len(of.queries) else None
+    noted = {"unanswerable": of.unanswerable, "empty": empty, "stopped": stopped}
+    fixed = {
+        "kind": "retrieval",
+        "similarity": "cosine",
+        "search": f"exact, {DEPTH} deep",
+        "max_length": of.max_length,
+        "queries": scored,
+        "documents": len(of.corpus),
+        "sha256": fingerprint(of)[:16],
+    }
+    return fixed | {key: value for key, value in noted.items() if value}
 
 
 def own_or_path(split: str, own: RetrievalSet | None, path: str | None, max_length: int | None) -> RetrievalSet:
@@ -99,11 +120,29 @@ def own_or_path(split: str, own: RetrievalSet | None, path: str | None, max_leng
 
 
 def vectors(embed: Embed, texts: Sequence[str], role: str, of: RetrievalSet) -> np.ndarray:
-    """The vectors (R, D) of a set's texts, each with its own instruction where the set has one for it."""
+    """The vectors (R, D) of a set's texts, each with its own instruction where the set has one for it.
+
+    Raises:
+        OutOfTime: With those of the first texts, as many as there was time for.
+    """
     own = [of.instructions.get(text) for text in texts]
-    parts = {p: embed([t for t, q in zip(texts, own, strict=True) if q == p], role, of.max_length, p) for p in {*own}}
-    taken = {p: iter(part) for p, part in parts.items()}
-    return np.stack([next(taken[p]) for p in own])
+    parts: dict[str | None, Iterator[np.ndarray]] = {}
+    late = None
+    for prompt in dict.fromkeys(own):
+        asked = [text for text, of_text in zip(texts, own, strict=True) if of_text == prompt]
+        try:
+            parts[prompt] = iter(embed(asked, role, of.max_length, prompt))
+        except OutOfTime as stopped:
+            parts[prompt], late = iter(stopped.done), stopped
+    rows: list[np.ndarray] = []
+    for prompt in own:
+        row = next(parts[prompt], None)
+        if row is None:
+            break
+        rows.append(row)
+    if late is not None:
+        raise OutOfTime(rows) from late
+    return np.stack(rows)
 
 
 def places(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]) -> pd.DataFrame:

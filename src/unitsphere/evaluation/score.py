@@ -1,21 +1,36 @@
 """Run several evaluators over one embedding function."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from unitsphere.errors import UsageError
-from unitsphere.evaluation.cached import CachedEmbed
+from unitsphere.evaluation.cached import CachedEmbed, OutOfTime
 from unitsphere.types import Embed, Evaluator, Result
 
 
-def score(evaluators: Sequence[Evaluator], embed: Embed) -> Result:
+def score(
+    evaluators: Sequence[Evaluator],
+    embed: Embed,
+    seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Result:
     """One result out of all; its primary metric is the first evaluator's, or "" where there is none. Texts they share
     are embedded once.
 
+    Args:
+        evaluators: In the order of the table.
+        embed: Texts to vectors.
+        seconds: That each may embed for; what is finished then is reported, and its protocol has `stopped`, which says
+            how much that is. None is for ever.
+        clock: What measures them; of several ranks, the same one for all.
+
     Raises:
-        UsageError: Two report the same metric.
+        UsageError: Two report the same metric, or a vector is not finite.
     """
-    cached = CachedEmbed(embed)
-    results = [evaluator(cached) for evaluator in evaluators]
+    if seconds is not None and seconds <= 0:
+        raise UsageError(f"eval_seconds={seconds}: more than 0, or null for no limit, would fit.")
+    cached = CachedEmbed(embed, seconds, clock)
+    results = [_within(evaluator, cached) for evaluator in evaluators]
     names = [name for result in results for name in result.metrics]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -26,3 +41,33 @@ def score(evaluators: Sequence[Evaluator], embed: Embed) -> Result:
         items={task: table for result in results for task, table in result.items.items()},
         protocol={task: stamp for result in results for task, stamp in result.protocol.items()},
     )
+
+
+def _within(evaluator: Evaluator, embed: CachedEmbed) -> Result:
+    embed.start()
+    try:
+        return evaluator(embed)
+    except OutOfTime:
+        return Result({}, "", {}, {type(evaluator).__name__.lower(): {"stopped": "nothing finished"}})
+
+
+def remarks(result: Result, seconds: float | None) -> list[str]:
+    """What a person must know beside the numbers, one line each: what was stopped, and what was left out."""
+    lines = []
+    for task, stamp in result.protocol.items():
+        if "stopped" in stamp:
+            lines.append(f"{task}: stopped after {seconds:g} s with {stamp['stopped']}")
+        if "unanswerable" in stamp:
+            lines.append(f"{task}: left out {stamp['unanswerable']:,} queries that have no relevant document")
+        if "empty" in stamp:
+            lines.append(f"{task}: {stamp['empty']:,} documents or queries have no text; they are scored as they are")
+    return lines
+
+
+def unfinished(result: Result, metric: str) -> str | None:
+    """Why a metric cannot be held against that of a whole evaluation; None where it can."""
+    if metric in result.metrics:
+        stamp = result.protocol.get(metric.partition("/")[0], {})
+        return stamp.get("stopped")
+    stopped = [f"{task}: {stamp['stopped']}" for task, stamp in result.protocol.items() if "stopped" in stamp]
+    return ", ".join(stopped) or None

@@ -58,20 +58,34 @@ def judgments(folder: Path) -> dict[str, Qrels | None]:
 
 
 def read_texts(folder: Path, kind: str) -> dict[str, str]:
-    """Id -> text of corpus or queries; a document's title stands before its text."""
+    """Id -> text of corpus or queries; a document's title stands before its text. A text may be empty.
+
+    Raises:
+        UsageError: The file is missing or has no row, a row is malformed, or two rows of one id have different texts.
+    """
     file = next((f for f in (folder / f"{kind}.jsonl", folder / f"{kind}.jsonl.gz") if f.exists()), None)
     if file is None:
         raise UsageError(f"{folder}/{kind}.jsonl is missing.")
-    texts = {}
+    texts: dict[str, str] = {}
     for number, record in records(str(file)):
         if isinstance(record, BadRow) or "_id" not in record or "text" not in record:
             raise UsageError(f"{file}, row {number}: an object with _id and text expected, found {record}")
-        texts[str(record["_id"])] = f"{record.get('title') or ''} {record['text']}".strip()
+        name, text = str(record["_id"]), f"{record.get('title') or ''} {record['text'] or ''}".strip()
+        if texts.setdefault(name, text) != text:
+            raise UsageError(
+                f"{file}, row {number}: the id {name!r} has another text in an earlier row; ids are unique."
+            )
+    if not texts:
+        raise UsageError(f"{file}: it has no row.")
     return texts
 
 
 def read_qrels(folder: Path, split: str) -> Qrels | None:
-    """Query id -> document id -> grade; None where the split has no file."""
+    """Query id -> document id -> grade; None where the split has no file.
+
+    Raises:
+        UsageError: A row is malformed, or two rows of one query and document have different grades.
+    """
     file = folder / "qrels" / f"{split}.tsv"
     if not file.exists():
         return None
@@ -80,28 +94,34 @@ def read_qrels(folder: Path, split: str) -> Qrels | None:
         try:
             if isinstance(record, BadRow):
                 raise record
-            qrels.setdefault(record["query-id"], {})[record["corpus-id"]] = int(record["score"])
+            query, document, grade = record["query-id"], record["corpus-id"], int(record["score"])
         except (BadRow, KeyError, ValueError) as error:
             raise UsageError(f"{file}, row {number}: query-id, corpus-id, score expected ({error}).") from None
+        if qrels.setdefault(query, {}).setdefault(document, grade) != grade:
+            raise UsageError(
+                f"{file}, row {number}: query {query} and document {document} have grade {grade} here and "
+                f"{qrels[query][document]} in an earlier row."
+            )
     return qrels
 
 
 def retrieval_set(
     name: str, corpus: dict[str, str], queries: dict[str, str], qrels: Qrels, max_length: int | None = None
 ) -> RetrievalSet:
-    """The queries that have at least one relevant document, against the whole corpus.
+    """The queries that have at least one relevant document, against the whole corpus; the set counts the others.
 
     Raises:
         UsageError: A judgment names a query or document that is not there, or no query is left.
     """
-    asked = {q: grades for q, grades in qrels.items() if any(grade >= 1 for grade in grades.values())}
-    for q, grades in asked.items():
+    for q, grades in qrels.items():
         unknown = [f"query {q}"] * (q not in queries) + [f"document {d}" for d in grades if d not in corpus]
         if unknown:
             raise UsageError(f"{name}: the judgments name {unknown[0]}, which is not in the data.")
+    asked = {q: grades for q, grades in qrels.items() if any(grade >= 1 for grade in grades.values())}
     if not asked:
         raise UsageError(f"{name}: no query has a relevant document.")
-    return RetrievalSet(name, corpus, {q: queries[q] for q in asked}, asked, max_length)
+    left_out = len(qrels) - len(asked)
+    return RetrievalSet(name, corpus, {q: queries[q] for q in asked}, asked, max_length, unanswerable=left_out)
 
 
 def write(folder: Path, of: RetrievalSet, split: str) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from unitsphere import ranks
+from unitsphere.digest import digest
 from unitsphere.errors import UsageError
 from unitsphere.losses.base import Loss
-from unitsphere.losses.teacher import Teacher, digest
+from unitsphere.losses.teacher import Teacher
 from unitsphere.types import Embeddings, LossOutput
 
 

@@ -98,4 +98,4 @@ class MemoryQueue(Loss):
         if self.training:
             for slow, fast in zip(self.slow.parameters(), self.fast[0].parameters(), strict=True):
                 slow.lerp_(fast, 1 - self.momentum)
-        return ranks.everyone(e.passes(e.batch.tokens["positive"], self.slow))
+        return ranks.everyone(self.slow.through(e.passes, e.batch.tokens["positive"]))

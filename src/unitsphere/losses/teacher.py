@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from unitsphere import paths
 
@@ -74,15 +74,4 @@ def embedding_teacher(embedder: Any, device: torch.device, max_length: int | Non
             out[rows] = embedder.embed([questions[i][1] for i in rows], role, max_length)
         return out
 
-    encoder = embedder.encoder
-    settings = (embedder.protocol(), embedder.nodes, encoder.model.config.to_json_string(), max_length)
-    return Teacher(answer, f"{digest(embedder)} {settings} {encoder.tokenizer.backend_tokenizer.to_str()}")
-
-
-def digest(module: nn.Module) -> str:
-    """SHA-256 over a network's weights."""
-    total = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        total.update(name.encode())
-        total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
+    return Teacher(answer, f"{embedder.identity()} {max_length}")

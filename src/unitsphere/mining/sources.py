@@ -118,6 +118,7 @@ class Dense(Source):
         if embed is None:
             raise UsageError("source=dense searches with a model: model=… (a run, a folder or a hub id)")
         self._documents, self._embed, self._max_length = documents, embed, max_length
+        folder.mkdir(exist_ok=True)
         self._vectors = VectorFile(folder / "vectors.f32", self._blocks())
         self.index.build(self._vectors)
 

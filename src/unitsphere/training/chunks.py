@@ -64,7 +64,7 @@ def embeddings(embedder: Embedder, batch: Batch, views: int, passes: LengthSorte
     anchors = batch.tokens["anchor"]
     positives, negatives = batch.tokens.get("positive", ()), batch.tokens.get("negative", ())
     sizes = [len(anchors)] * views + [len(positives), len(negatives)]
-    z = passes([*list(anchors) * views, *positives, *negatives], embedder)
+    z = embedder.through(passes, [*list(anchors) * views, *positives, *negatives])
     *seen, z_positive, z_negative = z.split(sizes)
     return Embeddings(
         anchors=tuple(seen),

@@ -7,13 +7,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from unitsphere import ranks
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.geometry import mean_cosine
 from unitsphere.evaluation.score import score
 from unitsphere.training.chunks import LengthSorted, embeddings
 from unitsphere.training.gather import gather
-from unitsphere.training.sharding import shard
+from unitsphere.training.sharding import shard, sharded
+from unitsphere.training.together import SharedEmbed, clock, together
 from unitsphere.types import Batch, Evaluator, Loss, Result
 
 
@@ -25,14 +27,19 @@ class EmbeddingModule(pl.LightningModule):
         loss: A `types.Loss`; its own parameters, if any, are trained too.
         optim: Called with this module and the number of steps; returns optimiser and scheduler.
         dev: Evaluators of the dev split, which choose the checkpoint.
+        eval_seconds: That each may take (see `evaluation.score`).
     """
 
-    def __init__(self, embedder: Embedder, loss: Loss, optim: Any, dev: Sequence[Evaluator]):
+    def __init__(
+        self, embedder: Embedder, loss: Loss, optim: Any, dev: Sequence[Evaluator], eval_seconds: float | None = None
+    ):
         super().__init__()
         self.embedder = embedder
         self.loss: Any = loss
         self.optim = optim
         self.dev = dev
+        self.read_dev: dict[tuple[str, int], tuple[int, int]] = {}  # how many texts the last look cut
+        self.eval_seconds = eval_seconds
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
@@ -70,5 +77,9 @@ class EmbeddingModule(pl.LightningModule):
         return batch.to(device)
 
     def score_dev(self) -> Result:
-        """The embedder as it is now, on dev."""
-        return score(self.dev, self.embedder.embed)
+        """The embedder as it is now, on dev. Of several ranks, every one must call this."""
+        with self.embedder.counting() as self.read_dev:
+            if not ranks.several():
+                return score(self.dev, self.embedder.embed, self.eval_seconds)
+            embed = SharedEmbed(self.embedder.embed, self.device, divide=not sharded(self.embedder))
+            return together(lambda: score(self.dev, embed, self.eval_seconds, clock))

@@ -28,16 +28,20 @@ from unitsphere.data.rows import Rows
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
-from unitsphere.evaluation.score import score
+from unitsphere.evaluation.score import remarks, score
+from unitsphere.evaluation.stored import StoredEmbed
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
 from unitsphere.training.module import EmbeddingModule
 from unitsphere.training.selection import LAST_STEP
 from unitsphere.training.sharding import sharded, whole
-from unitsphere.types import Evaluator, Loss, Result
+from unitsphere.types import Embed, Evaluator, Loss, Result
 
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.safetensors"
+EVALUATION = (
+    "The evaluator's max_length (data.eval_max_length for the data's own queries)"  # how to keep more of a text
+)
 CPU = torch.device("cpu")
 
 
@@ -117,19 +121,22 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
         parameters=sum(p.numel() for p in embedder.parameters()),
         embedder=embedder.protocol(),
     )
+    run.note_cut("train", _of_training(batches), "data.max_length")
     if run.writes:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint else {"global_step": -1}
         curves.cut(run.folder / "metrics.csv", state["global_step"])
         if checkpoint is None:
-            _score(run, "before", test, embedder)
+            _score(run, "before", test, embedder, config)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config))
     torch.manual_seed(config.seed + trainer.global_rank)  # each rank has its own dropout
-    module = EmbeddingModule(embedder, loss, optim, dev)
+    module = EmbeddingModule(embedder, loss, optim, dev, config.get("eval_seconds"))
     device = next(embedder.parameters()).device
     began = time.monotonic()
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     run.note(train_seconds=round(time.monotonic() - began, 1))
+    run.note_cut("train", _of_training(batches), "data.max_length")  # rows on disk are tokenised as training goes
+    run.note_cut("dev", module.read_dev, EVALUATION)
     if trainer.interrupted:
         raise KeyboardInterrupt
     weights = whole(embedder) if sharded(embedder) else None
@@ -148,11 +155,11 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
         if look["step"] == selection.best_step:
             run.add_metrics({f"dev/{k}": v for k, v in look["metrics"].items()})
     if selection.best_step != trainer.global_step:
-        _score(run, "last", test, embedder)
+        _score(run, "last", test, embedder, config)
         embedder.load_state_dict(load_file(run.folder / BEST))
         embedder.encoder.headed = ()  # a head of the last step does not belong to an earlier encoder
     artefact.save(embedder, run.folder / "model")
-    result = _score(run, "test", test, embedder)
+    result = _score(run, "test", test, embedder, config)
     run.note(protocol=result.protocol, primary=result.primary)
     if selection.best_step == trainer.global_step:
         run.add_metrics({f"last/{k}": v for k, v in result.metrics.items()})
@@ -210,9 +217,10 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
         settings = signature(transformer).parameters.keys() - {"path", "max_length"}
         chosen = OmegaConf.to_container(config.encoder)
         assert isinstance(chosen, dict)
-        embedder = artefact.load(config.init, **{str(k): v for k, v in chosen.items() if k in settings})
+        options = {str(key): value for key, value in chosen.items() if key in settings}
+        embedder = artefact.load(config.init, config.get("window"), **options)
     else:
-        embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder)
+        embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder, config.get("window"))
     return embedder.to(device).train()
 
 
@@ -230,8 +238,15 @@ def _build_trainer(config: DictConfig, run: Run, more: Sequence[pl.Callback]) ->
         raise UsageError(f"trainer: {error}") from error
 
 
-def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder) -> Result:
-    result = score(test, embedder.embed)
+def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder, config: DictConfig) -> Result:
+    embed, seconds = embedder.embed, config.get("eval_seconds")
+    if stage == "before":  # only the untrained model will be scored again, by other runs
+        embed = remembered(embedder, config.get("vector_cache") or 0)
+    with embedder.counting() as read:
+        result = score(test, embed, seconds)
+    run.note_cut("test", read, EVALUATION)
+    for line in remarks(result, seconds):
+        sys.stdout.write(f"{stage}/{line}\n")
     run.add_metrics({f"{stage}/{k}": v for k, v in result.metrics.items()})
     run.add_items(stage, result.items)
     return result
@@ -242,6 +257,23 @@ def _say(run: Run, *lines: str) -> None:
     if run.writes:
         sys.stdout.writelines(f"{line}\n" for line in lines)
         sys.stdout.flush()
+
+
+def _of_training(batches: Batches) -> dict[tuple[str, int], tuple[int, int]]:
+    return {("all columns", batches.max_length): batches.truncated}
+
+
+def remembered(embedder: Embedder, gib: float) -> Embed:
+    """The embedder's `embed`, with its answers kept on disk.
+
+    Args:
+        embedder: Not to be changed while this is used.
+        gib: The most that all kept answers may take; 0 keeps none.
+    """
+    if not gib:
+        return embedder.embed
+    machine = (str(next(embedder.parameters()).device), torch.get_num_threads(), torch.__version__)
+    return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib)
 
 
 def _peak_memory() -> float | None:

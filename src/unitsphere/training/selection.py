@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from safetensors.torch import save_file
 
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.score import remarks, unfinished
 from unitsphere.training.sharding import whole
 
 LAST_STEP = "last"  # a `metric` that means: do not look at dev, take the last step
@@ -37,6 +38,7 @@ class Selection(Checkpoint):
         self.selected: dict[str, Any] = {}  # the metric chosen by, and its best value
         self._rng: dict[str, Any] | None = None
         self._last_seen = 0
+        self._looked = -1
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         steps = trainer.estimated_stepping_batches  # infinite where only time bounds the run
@@ -61,7 +63,7 @@ class Selection(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
-        if not self.looks or self.looks[-1]["step"] != trainer.global_step:
+        if self._looked != trainer.global_step:
             self._look(trainer, module)
         self._save(trainer)
 
@@ -70,6 +72,7 @@ class Selection(Checkpoint):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.looks, self.best_step, self.selected = state["looks"], state["best_step"], state["selected"]
+        self._looked = self.looks[-1]["step"] if self.looks else -1
 
     def on_save_checkpoint(self, trainer: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         mine = {"cpu": torch.get_rng_state()}
@@ -85,13 +88,20 @@ class Selection(Checkpoint):
         self._last_seen = checkpoint["global_step"]
 
     def _look(self, trainer: pl.Trainer, module: Any) -> None:
+        self._looked = trainer.global_step
         if self.metric == LAST_STEP:
             self.best_step, self.selected = trainer.global_step, {"metric": LAST_STEP, "value": None}
             return
         result = module.score_dev()
         metric = self.metric or result.primary
-        if not result.metrics:
+        for line in remarks(result, module.eval_seconds):
+            module.print(f"step {trainer.global_step}: dev/{line}")
+        if not result.metrics and not result.protocol:
             raise UsageError("eval is empty, so dev cannot choose a checkpoint: name evaluators, or set select=last")
+        short = unfinished(result, metric)
+        if short is not None:
+            self._unfinished(trainer, module, short)
+            return
         if metric not in result.metrics:
             raise UsageError(f"select={metric}: dev has {', '.join(result.metrics)}")
         sign = 1 if self.mode == "max" else -1
@@ -109,6 +119,15 @@ class Selection(Checkpoint):
                 file = self._folder(trainer) / "best.safetensors"
                 save_file(weights, file.with_suffix(".writing"))
                 file.with_suffix(".writing").replace(file)
+
+    def _unfinished(self, trainer: pl.Trainer, module: Any, short: str) -> None:
+        """A look that was cut by `eval_seconds`: a part of dev cannot be held against the whole of it."""
+        if not self.looks:
+            raise UsageError(
+                f"eval_seconds={module.eval_seconds:g} was not enough for dev ({short}), and a part of dev chooses no "
+                "checkpoint: allow more, score less (e.g. data.dev_queries), or set select=last"
+            )
+        module.print(f"step {trainer.global_step}: not a candidate, as dev was not finished in time")
 
     def _save(self, trainer: pl.Trainer) -> None:
         file = self._folder(trainer) / "last.ckpt"

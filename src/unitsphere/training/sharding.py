@@ -19,10 +19,13 @@ def shard(embedder: Embedder, loss: nn.Module, mesh: Any) -> None:
     """Divide an embedder's weights, layer by layer, in place.
 
     Raises:
-        UsageError: The loss has networks of its own: they would share the encoder's weights or read its layers apart.
+        UsageError: The loss has networks of its own: they would share the encoder's weights or read its layers apart;
+            or texts are read in windows.
     """
     if next(iter(loss.parameters()), None) is not None:
         raise UsageError("trainer=fsdp divides the encoder's weights only, and this loss has some too: use trainer=ddp")
+    if embedder.windows is not None:  # a rank with more windows than another would wait for it for ever
+        raise UsageError("trainer=fsdp does not go with window=…: use trainer=ddp")
     layers, name = layer_list(embedder.encoder.model)
     for layer in getattr(layers, name):
         fully_shard(layer, mesh=mesh)
