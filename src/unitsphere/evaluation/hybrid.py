@@ -7,13 +7,13 @@ https://arxiv.org/abs/2104.08663 (BM25 as the baseline that dense models often d
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 
 import numpy as np
 
 from unitsphere.errors import UsageError
-from unitsphere.evaluation.retrieval import DEPTH, measures, own_or_path, places, vectors, worst
-from unitsphere.formats.fingerprint import fingerprint
+from unitsphere.evaluation.retrieval import DEPTH, own_or_path, scored, vectors
 from unitsphere.search import fusion
 from unitsphere.search.bm25 import BM25
 from unitsphere.search.dense import search, unit
@@ -92,27 +92,26 @@ class Hybrid:
     def __call__(self, embed: Embed) -> Result:
         rankings = self._rankings(embed)
         del rankings["dense"]  # which eval=retrieval reports
-        name, queries, documents = self.set.name, list(self.set.queries), list(self.set.corpus)
-        fixed = {"kind": "retrieval", "search": f"exact, {DEPTH} deep", "max_length": self.set.max_length}
-        size = {"queries": len(queries), "documents": len(documents), "sha256": fingerprint(self.set)[:16]}
-        metrics: dict[str, float] = {}
-        items, protocol = {}, {}
+        queries, documents = list(self.set.queries), list(self.set.corpus)
+        results = []
         for kind, ranking in rankings.items():
-            task = f"{name}-{kind}"
             run = {
                 query: {documents[row]: float(score) for score, row in zip(*found, strict=True) if row >= 0}
                 for query, *found in zip(queries, *ranking, strict=True)
             }
-            measured = measures(run, self.set.qrels)
-            metrics |= {f"{task}/{m}": float(measured[m].mean()) for m in measured.columns if m != "query"}
-            items[task] = measured.merge(places(run, self.set.qrels), on="query")
-            items[f"{task}-worst"] = worst(items[task], self.set)
-            protocol[task] = fixed | {"similarity": self.how[kind]} | size
-        return Result(metrics, f"{task}/mrr@10", items, protocol)
+            task = f"{self.set.name}-{kind}"
+            result = scored(task, run, self.set)
+            results.append(replace(result, protocol={task: {**result.protocol[task], "similarity": self.how[kind]}}))
+        return Result(
+            metrics={name: value for result in results for name, value in result.metrics.items()},
+            primary=results[-1].primary,
+            items={task: table for result in results for task, table in result.items.items()},
+            protocol={task: stamp for result in results for task, stamp in result.protocol.items()},
+        )
 
     def _rankings(self, embed: Embed) -> dict[str, Ranking]:
-        q = vectors(embed, list(self.set.queries.values()), "query", self.set)
         d = vectors(embed, list(self.set.corpus.values()), "document", self.set)
+        q = vectors(embed, list(self.set.queries.values()), "query", self.set)
         both = [search(unit(q), unit(d), DEPTH), self._lexical]
         rankings = {
             "dense": both[0],
