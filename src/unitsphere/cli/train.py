@@ -133,7 +133,7 @@ def _make_absolute(config: DictConfig) -> None:
     for key, value in config.items():
         if isinstance(value, DictConfig):
             _make_absolute(value)
-        elif str(key).endswith(("path", "init", "tokenizer")) and isinstance(value, str):
+        elif str(key).endswith(("path", "init", "tokenizer", "reranker")) and isinstance(value, str):
             there = Path(value).expanduser()
             if there.exists():
                 config[key] = str(there.resolve())

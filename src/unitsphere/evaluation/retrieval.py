@@ -62,7 +62,7 @@ class Retrieval:
         return {self.set.name: list(self.set.queries.values())}
 
     def __call__(self, embed: Embed) -> Result:
-        name, documents = self.set.name, list(self.set.corpus)
+        documents = list(self.set.corpus)
         queries = sorted(self.set.queries, key=lambda query: hashlib.sha256(query.encode()).digest())
         d = vectors(embed, [self.set.corpus[i] for i in documents], "document", self.set)
         try:
@@ -76,15 +76,25 @@ class Retrieval:
             query: {documents[row]: float(score) for score, row in zip(*ranking, strict=True)}
             for query, *ranking in zip(queries[: len(q)], scores, rows, strict=True)
         }
-        run = {query: found[query] for query in self.set.queries if query in found}
-        measured = measures(run, self.set.qrels)
-        items = measured.merge(places(run, self.set.qrels), on="query")
-        return Result(
-            metrics={f"{name}/{m}": float(measured[m].mean()) for m in measured.columns if m != "query"},
-            primary=f"{name}/mrr@10",
-            items={name: items, f"{name}-worst": worst(items, self.set)},
-            protocol={name: stamp(self.set, len(run))},
-        )
+        return scored(self.set.name, {query: found[query] for query in self.set.queries if query in found}, self.set)
+
+
+def scored(task: str, run: Mapping[str, Mapping[str, float]], of: RetrievalSet) -> Result:
+    """The measures of a search of a set, with a line a query, the worst of them as texts, and the protocol.
+
+    Args:
+        task: What it is reported as.
+        run: Query id -> document id -> score.
+        of: What was searched.
+    """
+    measured = measures(run, of.qrels)
+    items = measured.merge(places(run, of.qrels), on="query")
+    return Result(
+        metrics={f"{task}/{m}": float(measured[m].mean()) for m in measured.columns if m != "query"},
+        primary=f"{task}/mrr@10",
+        items={task: items, f"{task}-worst": worst(items, of)},
+        protocol={task: stamp(of, len(run))},
+    )
 
 
 def stamp(of: RetrievalSet, scored: int) -> dict[str, Any]:

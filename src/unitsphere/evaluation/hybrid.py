@@ -1,0 +1,130 @@
+"""What words and vectors find together, and what a cross-encoder makes of it.
+
+Papers: Cormack et al. 2009, Reciprocal Rank Fusion, https://doi.org/10.1145/1571941.1572114; Bruch et al. 2023, An
+Analysis of Fusion Functions for Hybrid Retrieval, https://arxiv.org/abs/2210.11934 (alpha); Nogueira & Cho 2019,
+Passage Re-ranking with BERT, https://arxiv.org/abs/1901.04085; Thakur et al. 2021, BEIR,
+https://arxiv.org/abs/2104.08663 (BM25 as the baseline that dense models often do not reach).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+
+import numpy as np
+
+from unitsphere.errors import UsageError
+from unitsphere.evaluation.retrieval import DEPTH, own_or_path, scored, vectors
+from unitsphere.search import fusion
+from unitsphere.search.bm25 import BM25
+from unitsphere.search.dense import search, unit
+from unitsphere.search.fusion import Ranking
+from unitsphere.search.rerank import rerank
+from unitsphere.types import Embed, Held, Result, RetrievalSet
+
+Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]  # pairs (query, document) to (R, 1)
+
+
+class Hybrid:
+    """The measures of `Retrieval` for other ways of searching the same set, each a task of its own beside `<name>`:
+
+        <name>-bm25       words alone
+        <name>-hybrid     alpha * cosine + (1 - alpha) * bm25, each scaled to [0, 1] over a query's own 100 candidates
+        <name>-rrf        sum of 1 / (c + rank) over the two rankings
+        <name>-reranked   with a reranker: the first `depth` documents of one of the rankings in its order
+
+    A setting is chosen on dev and then reported on test, so alpha by a few `unitsphere evaluate … split=dev
+    eval.hybrid.alpha=0.3`; reciprocal ranks have nothing to choose.
+
+    Args:
+        split: "dev" or "test".
+        own: The run's own queries of that split, scored where `path` is None.
+        path: A BEIR folder, or the name of one in `UNITSPHERE_DATA`.
+        max_length: Tokens that the embedder keeps of a text; None is the data's own setting.
+        alpha: Weight of the dense score, in [0, 1].
+        c: Of reciprocal ranks.
+        k1, b, stemmer: Of BM25.
+        reranker: A cross-encoder: a run, a folder or a hub id; None leaves `-reranked` out.
+        cross_encoder: Called with `path`; returns what scores pairs.
+        rerank_from: "dense", "bm25", "hybrid" or "rrf".
+        depth: Documents that the cross-encoder reads a query.
+
+    Raises:
+        UsageError: A setting is out of range, there is nothing to search, or no cross-encoder is there.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        own: RetrievalSet | None = None,
+        path: str | None = None,
+        max_length: int | None = None,
+        alpha: float = 0.5,
+        c: float = 60,
+        k1: float = 1.5,
+        b: float = 0.75,
+        stemmer: str | None = None,
+        reranker: str | None = None,
+        cross_encoder: Callable[..., Score] | None = None,
+        rerank_from: str = "rrf",
+        depth: int = 20,
+    ):
+        if not 0 <= alpha <= 1:
+            raise UsageError(f"eval.hybrid.alpha={alpha}: the weight of the dense score, in [0, 1], would fit.")
+        if rerank_from not in ("dense", "bm25", "hybrid", "rrf"):
+            raise UsageError(f"eval.hybrid.rerank_from={rerank_from}: dense, bm25, hybrid or rrf would fit.")
+        if not 1 <= depth <= DEPTH:
+            raise UsageError(f"eval.hybrid.depth={depth}: 1 to {DEPTH} would fit.")
+        self.set = own_or_path(split, own, path, max_length)
+        self.alpha, self.c, self.rerank_from, self.depth = alpha, c, rerank_from, depth
+        self.bm25 = partial(BM25, k1=k1, b=b, stemmer=stemmer)
+        self.score = cross_encoder(path=reranker) if reranker and cross_encoder else None
+        self.how = {
+            "bm25": f"bm25, k1 {k1:g}, b {b:g}, stemmer {stemmer}",
+            "hybrid": f"{alpha:g} cosine + {1 - alpha:g} bm25, each from 0 to 1 over a query's first {DEPTH}",
+            "rrf": f"reciprocal ranks of cosine and bm25, c {c:g}",
+            "reranked": f"cross-encoder over the first {depth} of {rerank_from}",
+        }
+
+    def held(self) -> Held:
+        """Its queries; documents may be trained on."""
+        return {self.set.name: list(self.set.queries.values())}
+
+    def __call__(self, embed: Embed) -> Result:
+        rankings = self._rankings(embed)
+        del rankings["dense"]  # which eval=retrieval reports
+        queries, documents = list(self.set.queries), list(self.set.corpus)
+        results = []
+        for kind, ranking in rankings.items():
+            run = {
+                query: {documents[row]: float(score) for score, row in zip(*found, strict=True) if row >= 0}
+                for query, *found in zip(queries, *ranking, strict=True)
+            }
+            task = f"{self.set.name}-{kind}"
+            result = scored(task, run, self.set)
+            results.append(replace(result, protocol={task: {**result.protocol[task], "similarity": self.how[kind]}}))
+        return Result(
+            metrics={name: value for result in results for name, value in result.metrics.items()},
+            primary=results[-1].primary,
+            items={task: table for result in results for task, table in result.items.items()},
+            protocol={task: stamp for result in results for task, stamp in result.protocol.items()},
+        )
+
+    def _rankings(self, embed: Embed) -> dict[str, Ranking]:
+        d = vectors(embed, list(self.set.corpus.values()), "document", self.set)
+        q = vectors(embed, list(self.set.queries.values()), "query", self.set)
+        both = [search(unit(q), unit(d), DEPTH), self._lexical]
+        rankings = {
+            "dense": both[0],
+            "bm25": both[1],
+            "hybrid": fusion.weighted(both, [self.alpha, 1 - self.alpha], DEPTH),
+            "rrf": fusion.reciprocal_rank(both, DEPTH, self.c),
+        }
+        if self.score is not None:
+            texts = list(self.set.queries.values()), list(self.set.corpus.values())
+            rankings["reranked"] = rerank(*texts, rankings[self.rerank_from], self.score, self.depth)
+        return rankings
+
+    @cached_property
+    def _lexical(self) -> Ranking:
+        """What words find, whatever the model."""
+        return self.bm25(self.set.corpus.values()).search(list(self.set.queries.values()), DEPTH)
