@@ -12,7 +12,7 @@ from unitsphere.errors import UsageError
 from unitsphere.evaluation.retrieval import Retrieval
 from unitsphere.evaluation.score import score
 from unitsphere.evaluation.sts import STS
-from unitsphere.types import Embed, Evaluator, Held, Result, RetrievalSet
+from unitsphere.types import Embed, Held, Result, RetrievalSet
 
 ENDING = "_bad"
 
