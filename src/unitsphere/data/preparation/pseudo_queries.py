@@ -106,7 +106,7 @@ def _found(function: str) -> Callable[[str], Any]:
         made = pkgutil.resolve_name(function if ":" in function or "." in function else f"{__name__}:{function}")
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(
-            f"preparation.pseudo_queries.function={function}: {error}; title, summary, crop or module:function would fit."
+            f"preparation.pseudo_queries.function={function}: {error}; title, summary, crop, module:function would fit."
         ) from error
     if not callable(made):
         raise UsageError(f"preparation.pseudo_queries.function={function} is no function.")
