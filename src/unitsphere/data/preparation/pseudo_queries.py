@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from unitsphere.data.preparation.words import joined, sentences, words
 from unitsphere.data.rows import Rows
+from unitsphere.data.similar import normalised
 from unitsphere.errors import UsageError
 
 CROPPED = 8  # words of a cropped query
@@ -88,7 +89,7 @@ def summary(document: str) -> list[str]:
     parts = sentences(document)
     if len(parts) < 2:
         return parts
-    vectors = TfidfVectorizer(analyzer=lambda sentence: words(sentence.casefold())).fit_transform(parts)
+    vectors = TfidfVectorizer(analyzer=lambda sentence: words(normalised(sentence))).fit_transform(parts)
     closeness = vectors @ np.asarray(vectors.sum(axis=0)).ravel()  # rows have norm 1
     return [parts[int(closeness.argmax())]]
 
