@@ -9,7 +9,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 from conftest import composed
 from unitsphere.build import build
-from unitsphere.cli.train import resume, start
+from unitsphere.cli.train import start
 from unitsphere.data.preparation import words as words_module
 from unitsphere.data.preparation.crop import Crop
 from unitsphere.data.preparation.duplicates import Duplicates
@@ -28,7 +28,6 @@ from unitsphere.data.preparation.words import joined, words
 from unitsphere.data.rows import Rows
 from unitsphere.data.similar import Exact, Near, normalised
 from unitsphere.errors import UsageError
-from unitsphere.runs import Run
 from unitsphere.training.run import train
 
 TEXT = "one two three four five six seven eight nine ten"
@@ -378,7 +377,7 @@ class Cut(Exception):
 
 
 def test_a_resumed_run_prepares_the_same_rows(sentences, tmp_path, monkeypatch):
-    """Cut after 4 of 6 steps and gone on with: the numbers of a run that was not cut; and other rows are refused."""
+    """Cut after 4 of 6 steps and gone on with: the numbers of a run that was not cut."""
     options = line(sentences, tmp_path, "preparation=[html,word_deletion]", "preparation.word_deletion.rate=0.3")
     options += ["callbacks.selection.save_every=2", "trainer.log_every_n_steps=1"]
     whole = start(composed(*options), [], {})
@@ -398,12 +397,12 @@ def test_a_resumed_run_prepares_the_same_rows(sentences, tmp_path, monkeypatch):
         train(run.config, run)
     monkeypatch.setattr(EmbeddingModule, "training_step", step)
     assert (run.folder / "checkpoints" / "last.ckpt").exists()
-    resume(str(run.folder))
+    train(run.config, run)
     assert run.info["status"] == "done"
     curves = [(r.folder / "metrics.csv").read_text().splitlines() for r in (whole, run)]
     loss = [sorted(text for text in of if "train/loss" in text) for of in curves]
     assert loss[0] == loss[1] and len(loss[0]) == 6
-    assert Run(run.folder).info["data"] == whole.info["data"]
+    assert run.info["data"] == whole.info["data"]
 
 
 def test_every_option_of_the_group_has_its_step():
