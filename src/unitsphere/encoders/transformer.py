@@ -16,6 +16,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from unitsphere import paths
+from unitsphere.encoders.drop_head import add_drop_head
 from unitsphere.encoders.lora import add_lora, merged
 from unitsphere.errors import UsageError
 from unitsphere.types import Text, Tokens, TokenStates
@@ -118,6 +119,7 @@ def transformer(
     bidirectional: bool = False,
     append_eos: bool = False,
     lora: Mapping[str, Any] | None = None,
+    drop_head: float | None = None,
 ) -> TransformerEncoder:
     """Load an encoder.
 
@@ -135,6 +137,7 @@ def transformer(
         append_eos: End every text with the end-of-text token, which last-token pooling then reads. Saved with the
             tokenizer.
         lora: Freeze the model and train low-rank matrices instead (see `lora.add_lora`): `{r: 8, alpha: 16, …}`.
+        drop_head: Probability with which an attention head is dropped in training (see `drop_head.DropHead`).
 
     Raises:
         UsageError: Nothing loadable is at `path`, or it has no such layers.
@@ -166,6 +169,8 @@ def transformer(
         if unknown:
             raise UsageError(f"encoder.lora: no setting {sorted(unknown)[0]!r}; r, alpha, dropout, modules fit.")
         add_lora(model, **lora)
+    if drop_head is not None:
+        add_drop_head(model, drop_head)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
     limit = _limit(config, tokenizer)

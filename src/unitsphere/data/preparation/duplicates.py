@@ -45,4 +45,7 @@ class Duplicates:
 
 
 def _each_once(texts: Sequence[str]) -> list[str]:
-    return list({normalised(text): text for text in reversed(texts)}.values())[::-1]
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(normalised(text), text)
+    return list(first.values())
