@@ -1,9 +1,8 @@
 """Write a retrieval set whose answers begin beyond token 512: `python documents.py FOLDER`, with UNITSPHERE_DATA set.
 
 Each document is one of Cranfield's relevant abstracts behind unrelated English filler: abstracts of SciFact (medicine),
-as many as make 512 tokens or more of all-MiniLM-L6-v2's. The queries and judgments are Cranfield's, for 300 of its
-relevant documents. What an encoder of 512 tokens or
-less reads of a document says nothing about the query, unless it reads on. Deterministic; dev is its own set of queries.
+as many as make 512 tokens or more of all-MiniLM-L6-v2's. The queries and judgments are Cranfield's, for 150 of its
+relevant documents. An encoder that reads 512 tokens or less has read nothing that the query asks for. Deterministic.
 """
 
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 from unitsphere.encoders.minilm import minilm
 from unitsphere.formats import beir
 
-BEYOND, DOCUMENTS = 512, 300
+BEYOND, DOCUMENTS = 512, 150
 
 
 def main(folder: Path) -> None:
