@@ -1,13 +1,23 @@
 """Rows that stay on disk are the rows that memory would hold."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
+import torch
 
+from conftest import composed
 from unitsphere import paths
+from unitsphere.cli.train import start
+from unitsphere.data.batches import Batches
+from unitsphere.data.rows import COLUMNS
+from unitsphere.data.samplers import Shuffled
+from unitsphere.data.table import Table
+from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.formats import beir, on_disk
+from unitsphere.training.run import train
 
 
 def test_a_corpus_on_disk_is_the_corpus(tmp_path):
@@ -60,3 +70,95 @@ def test_two_processes_may_write_the_same(tmp_path):
         fast.rename(folder)
     assert list(on_disk.Lines(folder)) == [["a"]] and {f.name for f in tmp_path.iterdir()} == {"rows"}
     assert np.asarray(on_disk.Lines(folder).starts).tolist() == [0, 6]
+
+
+PAIR = {"anchor": "anchor", "positive": "positive"}
+FULL = PAIR | {"negative": "negative", "label": "label", "anchor_instruction": "instruction"}
+ROWS = [
+    {"anchor": f"question {i % 97}", "positive": f"answer {i} 猫", "label": f"class {i % 3}", "instruction": f"Find {i % 2}:"}
+    | {"negative": [f"not {i}", f"answer {(i + 1) % 120}"][: i % 3]}
+    for i in range(120)
+]  # fmt: skip
+
+
+def pairs_file(folder, rows=ROWS, bad=0):
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"anchor": ""}\n' * bad)
+    return str(file)
+
+
+@pytest.mark.parametrize("columns", [PAIR, FULL, {"anchor": "anchor", "label": "label"}])
+def test_a_table_on_disk_is_the_table(tmp_path, columns):
+    file = pairs_file(tmp_path, bad=2)
+    here, there = (Table(file, columns, on_bad_row="skip", on_disk=on_disk).splits for on_disk in (False, True))
+    assert there.train.on_disk and not here.train.on_disk
+    for column in COLUMNS:
+        a, b = getattr(here.train, column), getattr(there.train, column)
+        assert (a is None) == (b is None) and (a is None or list(a) == list(b))
+    assert (here.dev, here.test, here.skipped) == (there.dev, there.test, 2)
+    assert here.provenance() == there.provenance()
+    if columns is PAIR:
+        assert len(here.dev.queries) == 9 and len(set(here.train.anchor)) == 97 - 18
+
+
+def test_the_held_out_are_those_of_the_smallest_hash(tmp_path):
+    splits = Table(pairs_file(tmp_path), PAIR, on_disk=True).splits
+    order = sorted({row["anchor"] for row in ROWS}, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
+    assert set(splits.dev.queries.values()) == set(order[:9]) and set(splits.test.queries.values()) == set(order[9:18])
+    assert set(splits.train.anchor) == set(order[18:])
+
+
+@pytest.mark.parametrize("prompts", [{}, {"query": "ask: ", "document": "passage: "}])
+@pytest.mark.parametrize("columns", [PAIR, FULL])
+def test_batches_from_disk_are_those_from_memory(tmp_path, columns, prompts):
+    file, encoder = pairs_file(tmp_path), tiny()
+    made = [
+        Batches(
+            Table(file, columns, on_disk=on_disk).splits.train, COLUMNS, Shuffled(), encoder, prompts, 8, 16, 1, tmp_path
+        )
+        for on_disk in (False, True)
+    ]  # fmt: skip
+    for a, b in zip(*made, strict=True):
+        assert (
+            a.texts == b.texts
+            and a.tokens.keys() == b.tokens.keys() == {"anchor", "positive", *columns} & a.tokens.keys()
+        )
+        for column, texts in a.tokens.items():
+            assert [(t.ids.tolist(), t.prompt) for t in texts] == [(t.ids.tolist(), t.prompt) for t in b.tokens[column]]
+            assert torch.equal(a.text_ids[column], b.text_ids[column])
+        for field in ("negative_rows", "row_ids", "labels", "scores"):
+            x, y = getattr(a, field), getattr(b, field)
+            assert (x is None and y is None) or torch.equal(x, y)
+    assert not list((tmp_path / "tokens").glob("*.writing")) and len(list((tmp_path / "tokens").iterdir())) == 1
+
+
+def test_texts_are_numbered_alike_in_every_batch(tmp_path):
+    rows = Table(pairs_file(tmp_path), FULL, on_disk=True).splits.train
+    number = {}
+    for batch in Batches(rows, COLUMNS, Shuffled(), tiny(), {}, 8, 16, 1, tmp_path):
+        for column, texts in batch.texts.items():
+            for text, of_text in zip(texts, batch.text_ids[column].tolist(), strict=True):
+                assert number.setdefault(text, of_text) == of_text
+    assert len(set(number.values())) == len(number) > 100
+
+
+def test_a_run_from_disk_is_the_run_from_memory(tmp_path):
+    metrics = []
+    for where in (False, True):
+        config = composed(
+            "encoder=tiny", "loss=infonce", "data=pairs", f"data.path={pairs_file(tmp_path)}", "data.batch_size=8",
+            "trainer.max_steps=4", f"data.on_disk={where}", f"outputs={tmp_path}/out", "optim.lr=0.01",
+        )  # fmt: skip
+        run = start(config, [], {})
+        metrics.append(train(run.config, run))
+    assert metrics[0] == metrics[1]
+
+
+def test_what_cannot_stay_on_disk(tmp_path):
+    with pytest.raises(UsageError, match="no such file or folder here"):
+        Table("owner/name", PAIR, on_disk=True).load()
+    with pytest.raises(UsageError, match=r"rows.jsonl, row 121: column 'anchor' is empty"):
+        Table(pairs_file(tmp_path, bad=1), PAIR, on_disk=True).load()
+    with pytest.raises(UsageError, match="no usable row; it is empty"):
+        Table(pairs_file(tmp_path, []), PAIR, on_disk=True).load()
+    assert not list((paths.cache() / "rows").glob("*.writing"))

@@ -9,7 +9,7 @@ import torch
 
 from conftest import composed
 from making import CPU, batch_of_texts
-from unitsphere import artefact
+from unitsphere import artefact, card
 from unitsphere.build import build
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.tiny import tiny
@@ -193,3 +193,15 @@ def test_a_loss_that_reads_tokens_says_that_it_cannot():
     long = [Text(ids) for ids in model.encoder.tokenize([LONG] * 2)]
     with pytest.raises(UsageError, match="a loss that reads tokens does not go with window"):
         model.encoder.pad(long)
+
+
+@pytest.mark.parametrize("window", [(), ("window=position", "window.size=64")])
+def test_the_card_says_what_is_read(window):
+    config = composed("encoder=tiny", *window)
+    embedder = build_embedder(config)
+    info = {"choices": {"encoder": "tiny", "loss": "simcse"}, "parameters": 1, "embedder": embedder.protocol()}
+    text = card.introduction(config, info, {})
+    wanted = "texts of any length, read in windows of 64 tokens that share 32 (PositionWindows)"
+    assert (wanted if window else "128 tokens at most") in text
+    use = card.usage("mine", {}, in_st=not window)
+    assert ("sentence_transformers" in use) == (not window)
