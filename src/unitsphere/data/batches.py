@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from unitsphere.data.rows import Rows
+from unitsphere.data.rows import Rows, numbered
 from unitsphere.data.samplers import Sampler
 from unitsphere.data.tokens import TokenStore, tokenize
 from unitsphere.errors import UsageError
@@ -66,7 +66,7 @@ class Batches:
             self._texts["positive"] = rows.positive
         if rows.negative is not None and "negative" in columns:
             self._texts["negative"] = [text for several in negatives for text in several]
-        self._text_ids = _numbered(self._texts)
+        self._text_ids = {column: rows.text_ids[column] for column in self._texts}
         asked = {column: self._prompts(column, prompts) for column in self._texts}
         self._prompt_lengths = {
             prompt: encoder.prompt_length(prompt)
@@ -74,7 +74,7 @@ class Batches:
         }
         self._prompted_with = asked
         prompted = {c: [p + t for p, t in zip(asked[c], texts, strict=True)] for c, texts in self._texts.items()}
-        self._token_ids = _numbered(prompted)
+        self._token_ids = numbered(prompted)
         unique = list(dict.fromkeys(text for texts in prompted.values() for text in texts))
         self._tokens: TokenStore = tokenize(unique, encoder, max_length, cache)
         self._labels = None if rows.label is None else torch.from_numpy(pd.factorize(np.array(rows.label, object))[0])
@@ -133,12 +133,3 @@ class Batches:
     def _text(self, column: str, row: int) -> Text:
         ids = self._tokens[self._token_ids[column][row]]
         return Text(ids, min(self._prompt_lengths[self._prompted_with[column][row]], len(ids)))
-
-
-def _numbered(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Number the texts of all columns, equal texts alike, in order of first appearance."""
-    numbers: dict[str, int] = {}
-    return {
-        column: np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
-        for column, texts in columns.items()
-    }
