@@ -168,7 +168,7 @@ def test_a_sampler_says_what_it_lacks(sampler, rows, text):
 
 
 def test_settings_that_mean_nothing_are_refused():
-    with pytest.raises(UsageError, match="temperature=0.5"):
+    with pytest.raises(UsageError, match=r"temperature=0\.5"):
         LanguageBalanced(0.5)
     with pytest.raises(UsageError, match="0 or more"):
         LanguageBalanced(weights={"en": -1})
