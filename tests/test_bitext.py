@@ -21,7 +21,7 @@ def embedded(dim=6, asked=None):
     def embed(texts, role, max_length=None, prompt=None):
         if asked is not None:
             asked.append((role, max_length))
-        return np.stack([noise(text.split()[-1]) + 0.1 * noise(text) for text in texts]).astype(np.float32)
+        return np.stack([noise(text.split()[-1]) + 0.3 * noise(text) for text in texts]).astype(np.float32)
 
     return embed
 
@@ -64,7 +64,7 @@ def test_the_measures_are_those_of_a_double_loop(tmp_path):
         expected[f"bitext-{a}-{b}"] = slowly(embedded(), *map(list, zip(*sides, strict=True)))
     for task, (r1, r5, mrr, _) in expected.items():
         found = [result.metrics[f"{task}/{m}"] for m in ("recall@1", "recall@5", "mrr@10")]
-        assert found == pytest.approx([r1, r5, mrr], abs=1e-6) and 0.2 < r1 < r5 < 1
+        assert found == pytest.approx([r1, r5, mrr], abs=1e-6) and 0.2 < r1 < 1
         table = result.items[task]
         assert table["query"].is_unique and table["recall@1"].mean() == pytest.approx(r1)
     assert result.primary == "bitext/accuracy"
