@@ -1,15 +1,18 @@
 """Finding translations: against a double loop, with sentences that repeat, and with files that are wrong."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from conftest import composed
 from unitsphere.build import build
+from unitsphere.cli.train import chosen_by, start
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.bitext import Bitext, read
 from unitsphere.evaluation.score import score
+from unitsphere.training.run import train
 
 
 def embedded(dim=6, asked=None):
@@ -131,3 +134,18 @@ def test_the_files_of_the_option_are_there(shared, monkeypatch):
     sizes = {name: len(pairs) for name, pairs in evaluator.pairs.items()}
     assert sizes == {"en-zh": 1000, "en-de": 500, "en-fr": 500}
     assert all(pairs.map(len).min(axis=None) > 0 for pairs in evaluator.pairs.values())
+
+
+def test_a_run_of_no_steps_scores_and_saves_the_model_as_it_is(tmp_path, pairs):
+    files = written(tmp_path, repeated())
+    overrides = [
+        "encoder=tiny", "loss=infonce", "data=pairs", f"data.path={pairs}", "data.batch_size=8", "trainer.max_steps=0",
+        "trainer.accelerator=cpu", "select=last", "eval=bitext", f"eval.bitext.path={tmp_path}", "~eval.bitext.tests.en-de",
+        "~eval.bitext.tests.en-fr", f"eval.bitext.tests.en-zh={files['en-zh']}", f"outputs={tmp_path}/out",
+    ]  # fmt: skip
+    run = start(composed(*overrides), [], {})
+    metrics = train(run.config, run)
+    assert metrics["before/bitext/accuracy"] == metrics["test/bitext/accuracy"] and run.info["best_step"] == 0
+    assert (run.folder / "model" / "config.json").exists()
+    assert (run.folder / "scores" / "test" / "bitext-zh-en.parquet").exists()
+    assert math.isnan(chosen_by(run))
