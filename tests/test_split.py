@@ -7,14 +7,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from conftest import WORDS, command
+from conftest import WORDS, composed
 from unitsphere.cli import split as verb
+from unitsphere.cli.evaluate import evaluate
+from unitsphere.cli.train import start
 from unitsphere.data.rows import Rows
 from unitsphere.data.similar import Exact, Near
 from unitsphere.data.split import divide, strata, write
 from unitsphere.data.table import Table
 from unitsphere.errors import UsageError
 from unitsphere.formats import beir
+from unitsphere.training.run import train
 
 PAIR = {"anchor": "anchor", "positive": "positive"}
 SAME = {"equal": Exact(), "near": Near(0.8, 3)}
@@ -207,16 +210,18 @@ def test_the_verb_says_what_is_wrong(tmp_path, monkeypatch, capsys, arguments, m
     assert not (tmp_path / "mine").exists()
 
 
-@pytest.mark.slow
 def test_a_run_trains_on_the_folder_and_is_scored_on_it(tmp_path):
-    file, out = written(tmp_path, made(300)), tmp_path / "mine"
-    command("split", "data=pairs", f"data.path={file}", f"out={out}", "queries=30", "dev=10")
-    done = command(
-        "train", "encoder=tiny", "loss=infonce", "data=pairs", f"data.path={out}/train.jsonl", "data.held_out=0",
-        "data.batch_size=8", "trainer.max_steps=2", "trainer.accelerator=cpu", f"eval.retrieval.path={out}",
-        f"outputs={tmp_path}/out",
+    out = tmp_path / "mine"
+    write(divide(made(60, copies=False), {"test": 8, "dev": 4}, SAME), out, {})
+    run = start(
+        composed(
+            "encoder=tiny", "loss=infonce", "data=pairs", f"data.path={out}/train.jsonl", "data.held_out=0", "eval=retrieval",
+            "data.batch_size=8", "trainer.max_steps=1", "trainer.accelerator=cpu", "trainer.threads=1",
+            f"eval.retrieval.path={out}", f"outputs={tmp_path}/out",
+        ), [], {},
     )  # fmt: skip
-    assert "mine/mrr@10" in done.stdout
-    run = next((tmp_path / "out" / "infonce-mean").iterdir())
-    done = command("evaluate", f"model={run}", "eval=retrieval", f"eval.retrieval.path={out}", f"outputs={tmp_path}")
-    assert "mine/mrr@10" in done.stdout
+    metrics = train(run.config, run)
+    assert run.info["data"]["train"]["rows"] == 48 and {"dev/mine/mrr@10", "test/mine/mrr@10"} <= set(metrics)
+    asked = [f"model={run.folder}", "eval=retrieval", f"eval.retrieval.path={out}", "threads=1"]
+    again = evaluate(composed(*asked, root="eval"), tmp_path / "again")
+    assert again.metrics["test/mine/mrr@10"] == pytest.approx(metrics["test/mine/mrr@10"], abs=1e-6)

@@ -63,9 +63,9 @@ class Bitext:
         self.pairs = {name: read(name, folder / file) for name, file in files.items() if folder is not None}
         self.max_length = max_length
 
-    def held(self) -> dict[str, list[str]]:
-        """Both sides of every file."""
-        return {f"bitext-{name}": [*pairs.iloc[:, 0], *pairs.iloc[:, 1]] for name, pairs in self.pairs.items()}
+    def held(self) -> dict[str, list[tuple[str, str]]]:
+        """The two sentences of each pair, together: a training row that has both would be the answer."""
+        return {f"bitext-{name}": list(zip(p.iloc[:, 0], p.iloc[:, 1], strict=True)) for name, p in self.pairs.items()}
 
     def __call__(self, embed: Embed) -> Result:
         items = {}
