@@ -9,6 +9,7 @@ VERBS = {
     "train": "train, choose by dev, score on test, save (the same as python train.py)",
     "evaluate": "score a run, a model folder or a hub model",
     "mine": "hard negatives for your pairs, and an estimate of how many are none",
+    "split": "a validation and a test set out of your own pairs",
     "chain": "several runs in a row, each from the model before: domain adaptation",
     "plan": "what a command would run, how long it should take and in how much memory, from past runs",
     "sweep": "how far a sweep is",

@@ -13,7 +13,10 @@ from unitsphere.errors import UsageError
 from unitsphere.formats.on_disk import Column
 from unitsphere.types import RetrievalSet
 
-COLUMNS = ("anchor", "positive", "negative", "label", "score", "anchor_instruction", "positive_instruction", "task")
+COLUMNS = (
+    "anchor", "positive", "negative", "label", "score", "anchor_instruction", "positive_instruction",
+    "language", "task",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Rows:
     score: Sequence[float] | None = None
     anchor_instruction: Sequence[str | None] | None = None  # stands before the anchor instead of its role's prompt
     positive_instruction: Sequence[str | None] | None = None  # likewise before positive and negatives
+    language: Sequence[str] | None = None
     task: Sequence[str] | None = None  # the data set of a mixture that the row is from
 
     def __len__(self) -> int:
@@ -60,6 +64,29 @@ class Rows:
         for texts, given in ((self.anchor, self.anchor_instruction), (self.positive, self.positive_instruction)):
             before |= {t: g for t, g in zip(texts, given or (), strict=given is not None) if g is not None}
         return RetrievalSet(name, corpus, {i: text for text, i in queries.items()}, qrels, max_length, before)
+
+    @cached_property
+    def text_ids(self) -> dict[str, np.ndarray]:
+        """Column -> a number for each of its texts, negatives in one list; equal texts have equal numbers."""
+        columns: dict[str, Sequence[str]] = {"anchor": self.anchor}
+        if self.positive is not None:
+            columns["positive"] = self.positive
+        if self.negative is not None:
+            columns["negative"] = [text for several in self.negative for text in several]
+        return numbered(columns)
+
+    @cached_property
+    def repeated_texts(self) -> tuple[np.ndarray, np.ndarray]:
+        """(E), (E): the texts that stand in more than one row, by number, and a row in which each stands."""
+        every = np.arange(len(self))
+        owners = [every] * (1 if self.positive is None else 2)
+        if self.negative is not None:
+            owners.append(np.repeat(every, [len(texts) for texts in self.negative]))
+        text, row = np.concatenate(list(self.text_ids.values())), np.concatenate(owners)
+        several = np.bincount(text)[text] > 1
+        text, row = np.divmod(np.unique(text[several] * len(self) + row[several]), len(self))  # each row once
+        several = np.bincount(text)[text] > 1
+        return text[several], row[several]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -100,8 +127,8 @@ class Data(ABC):
 
     Args:
         name: The task's name in metric keys.
-        columns: Column that a loss reads (`anchor`, `positive`, `negative`, `label`, `score`), or an instruction
-            (`anchor_instruction`, `positive_instruction`) -> column of the source.
+        columns: Column that a loss reads (`anchor`, `positive`, `negative`, `label`, `score`), an instruction
+            (`anchor_instruction`, `positive_instruction`) or `language` -> column of the source.
         batch_size: Rows a step, over all ranks together.
         max_length: Tokens kept of a text in training.
         eval_max_length: Tokens kept where this data's own queries are scored; None is the encoder's limit.
@@ -147,6 +174,15 @@ class Data(ABC):
         Raises:
             UsageError: It is missing, empty or malformed; the message names file, row and column.
         """
+
+
+def numbered(columns: Mapping[str, Iterable[str]]) -> dict[str, np.ndarray]:
+    """Number the texts of all columns, equal texts alike, in order of first appearance."""
+    numbers: dict[str, int] = {}
+    return {
+        column: np.array([numbers.setdefault(text, len(numbers)) for text in texts], dtype=np.int64)
+        for column, texts in columns.items()
+    }
 
 
 def fingerprint(parts: Iterable[str]) -> str:

@@ -34,8 +34,8 @@ class Selection(Checkpoint):
             raise UsageError(f"select_mode={mode}: max or min would fit.")
         self.every, self.save_every, self.metric, self.mode = every, save_every, metric, mode
         self.looks: list[dict[str, Any]] = []  # {"step": …, "metrics": {…}} for each look at dev
-        self.best_step = -1
-        self.selected: dict[str, Any] = {}  # the metric chosen by, and its best value
+        self.best_step = 0  # also of a run of no steps, where nothing is looked at
+        self.selected: dict[str, Any] = {"metric": LAST_STEP, "value": None}  # what chose, and its best value
         self._rng: dict[str, Any] | None = None
         self._last_seen = 0
         self._looked = -1
