@@ -16,8 +16,8 @@ from making import batch_of_texts, encoded, model
 from test_training import overrides, run_here
 from unitsphere import artefact
 from unitsphere.cli.train import go, start
-from unitsphere.data.mixed import Mixed
 from unitsphere.data.rows import Rows
+from unitsphere.data.samplers import Mixed
 from unitsphere.errors import UsageError
 from unitsphere.losses.anchored import Anchored
 from unitsphere.losses.infonce import InfoNCE

@@ -5,6 +5,7 @@ from unitsphere.data.samplers.base import Sampler
 from unitsphere.data.samplers.class_balanced import ClassBalanced
 from unitsphere.data.samplers.language_balanced import LanguageBalanced
 from unitsphere.data.samplers.length_grouped import LengthGrouped
+from unitsphere.data.samplers.mixed import Mixed
 from unitsphere.data.samplers.no_duplicates import NoDuplicates
 from unitsphere.data.samplers.shuffled import Shuffled
 from unitsphere.data.samplers.task_homogeneous import TaskHomogeneous
@@ -13,6 +14,7 @@ __all__ = [
     "ClassBalanced",
     "LanguageBalanced",
     "LengthGrouped",
+    "Mixed",
     "NoDuplicates",
     "Sampler",
     "Shuffled",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from unitsphere.data.rows import Rows
+from unitsphere.data.samplers.base import numpy_generator
 from unitsphere.errors import UsageError
 
 
@@ -57,7 +58,7 @@ class Mixed:
                 f"which have {len(others)}."
             )
         count = len(others) // rest if rest else len(rows) // batch_size
-        draw = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        draw = numpy_generator(generator)
         parts = [draw.permutation(others)[: count * rest].reshape(count, rest)]
         for name, quota in quotas.items():
             rounds = -(-count * quota // len(members[name]))
