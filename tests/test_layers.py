@@ -22,6 +22,7 @@ ALLOWED = {
     "card": LEAVES | {"runs", "report", "encoders"},
     "embedder": LEAVES | {"encoders", "pooling"},
     "artefact": LEAVES | {"encoders", "pooling", "embedder", "build"},
+    "mteb": LEAVES | {"artefact", "embedder", "evaluation"},
     "training": LEAVES | {"data", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
 }
 
