@@ -28,7 +28,8 @@ class MTEB:
         own: Not used.
         tasks: Names of tasks, e.g. STSBenchmark, whose data sets are on a hub.
         benchmark: Name of a list of tasks, e.g. "MTEB(eng, v2)", or "MTEB(cmn, v1)", which is C-MTEB.
-        languages: Of tasks in several languages, these only: ISO 639-3, with a script or without (zho, zho-Hans).
+        languages: Tasks, and of tasks in several languages the parts, in these only: ISO 639-3, with a script or
+            without it (cmn, cmn-Hans).
         path: A data set in mteb's layout, or a folder of such (see mteb_folder.py).
         measures: Shown besides the main scores, by mteb's names.
         prompts: `<task>`, `<type>`, `query`, `document`, `<task>-query`, … -> text put before (see mteb_model.py).
@@ -137,9 +138,14 @@ def _official(tasks: Sequence[str], benchmark: str | None, languages: Sequence[s
     try:
         named = [mteb.get_task(name, languages=chosen) for name in tasks]
         listed = list(mteb.get_benchmark(benchmark).tasks) if benchmark else []
-        return named + [task.filter_languages(chosen) if chosen else task for task in listed]
     except (KeyError, ValueError) as error:
         raise UsageError(f"eval.mteb: {error.args[0]}") from None
+    if chosen:
+        codes = {language.partition("-")[0] for language in chosen}
+        listed = [task.filter_languages(chosen) for task in listed if codes & {*task.languages}]
+    if benchmark and not listed:
+        raise UsageError(f"eval.mteb: {benchmark} has no task in {', '.join(chosen or [])}.")
+    return named + listed
 
 
 def _metrics(

@@ -15,7 +15,8 @@ Code: https://github.com/embeddings-benchmark/mteb, abstasks/, which computes ev
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,7 +68,8 @@ def tasks(path: str, split: str) -> list[AbsTask]:
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UsageError(f"eval.mteb.path={path}: no such folder.")
-    data_sets = [f for f in (folder, *sorted(folder.iterdir())) if f.is_dir() and _splits(f)]
+    inside = (f for f in sorted(folder.iterdir()) if f.is_dir())
+    data_sets = [f for f in ([folder] if _splits(folder) else inside) if _splits(f)]
     if not data_sets:
         raise UsageError(
             f"eval.mteb.path={path}: no data set in mteb's layout, neither there nor in its folders "
@@ -153,16 +155,25 @@ def _columns(rows: Mapping[str, list[dict[str, Any]]], columns: Sequence[str], f
             empty = [column for column in columns if row.get(column) is None]
             if empty:
                 raise UsageError(f"{folder}, {split}, row {number}: no {empty[0]} in {row}")
+            if "score" in columns and not _is_number(row["score"]):
+                raise UsageError(f"{folder}, {split}, row {number}: score is a number, found {row['score']!r}")
     labels = sorted({row["label"] for table in rows.values() for row in table}) if "label" in columns else []
     if "sentence1" in columns and labels and len(labels) != 2:
         raise UsageError(f"{folder}: labels of pairs are 0 and 1, found {', '.join(map(str, labels[:5]))}")
-    read = {"score": float, "label": {label: i for i, label in enumerate(labels)}.__getitem__}
+    read: dict[str, Callable[[Any], Any]] = {"score": float, "label": labels.index}
     return DatasetDict(
         {
             split: Dataset.from_dict({c: [read.get(c, str)(row[c]) for row in table] for c in columns})
             for split, table in rows.items()
         }
     )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _retrieval(folder: Path, split: str) -> dict[str, Any]:
