@@ -48,7 +48,7 @@ def labelled(tmp_path):
     return file
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap", "pca"])
+@pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow), "pca"])
 def test_a_map_keeps_groups_together(labelled, method):
     if method == "umap":
         pytest.importorskip("umap", reason="the extra `umap`")

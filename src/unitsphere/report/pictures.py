@@ -137,11 +137,11 @@ def histogram(title: str, kinds: Mapping[str, pd.Series]) -> Figure:
         if kind != first and len(values):
             truth = np.repeat([1, 0], [len(positive), len(values)])
             said.append(f"{kind} {roc_auc_score(truth, np.concatenate([positive, values])):.3f}")
-    axis.set_title(f"{title}\nAUC, {first} against " + ", ".join(said))
+    axis.set_title(f"{title}\nAUC, {first} against " + ", ".join(said), fontsize=9)
     axis.set_xlabel("cosine")
     axis.set_yticks([])
     axis.set_ylim(top=axis.get_ylim()[1] * (1.1 + 0.12 * len(kinds)))  # room for the key
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(loc="upper left", edgecolor="none", framealpha=0.9)
     return figure
 
 
