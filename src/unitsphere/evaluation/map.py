@@ -93,7 +93,10 @@ class Map:
 def clustered(z: np.ndarray, texts: pd.Series, clusters: int) -> list[str]:
     """Of each unit vector (N, D) the name of its k-means cluster: the text nearest the centre, cut at 40 characters."""
     made = KMeans(min(clusters, len(z)), n_init=4, random_state=0).fit(z)
-    names = [texts.iloc[int(i)].strip()[:40] for i in made.transform(z).argmin(axis=0)]
+    names: list[str] = []
+    for row in made.transform(z).argmin(axis=0):
+        name = " ".join(texts.iloc[int(row)].split())[:40]
+        names.append(f"{name} ({len(names) + 1})" if name in names else name)  # two may begin alike
     return [names[i] for i in made.labels_]
 
 

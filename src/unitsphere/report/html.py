@@ -2,6 +2,7 @@
 
 import html
 import io
+import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,7 @@ WIDE = (  # fonts with Chinese characters, of the usual systems
 )
 FONTS = ["DejaVu Sans", *sorted({*WIDE} & {*font_manager.get_font_names()}, key=WIDE.index)]
 matplotlib.rcParams["font.family"] = FONTS  # each text of a figure takes it when it is made
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # not every font has every weight
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --query: #2563eb; --document: #d97706; }

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_auc_score
 
 from unitsphere.report.html import legible, panels
@@ -61,6 +62,7 @@ def curves(file: Path, info: Mapping[str, Any]) -> Figure | None:
     for axis, (name, (step, value)) in zip(axes.flat, drawn.items(), strict=False):
         axis.plot(step, value, marker="o", markersize=2.5, linewidth=1.2)
         axis.set_title(name)
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))  # steps
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(drawn) :]:
         axis.set_visible(False)
@@ -173,7 +175,8 @@ def scatter(points: pd.DataFrame, title: str) -> Figure:
     """Points by group; queries are triangles. A group whose name the installed fonts cannot write is its number, as in
     the page's key."""
     points, colours = grouped(points)
-    figure, axes = panels(1, 1, (8, 5))
+    columns = 1 if max(map(len, colours)) > 24 else 2  # of the key
+    figure, axes = panels(1, 1, (6.4, 5.6 + 0.22 * -(-len(colours) // columns)))
     axis = axes[0][0]
     for number, (group, colour) in enumerate(colours.items(), 1):
         part = points[points["group"] == group]
@@ -187,7 +190,7 @@ def scatter(points: pd.DataFrame, title: str) -> Figure:
     axis.set_yticks([])
     axis.set_aspect("equal", adjustable="datalim")
     axis.spines[:].set_visible(False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
