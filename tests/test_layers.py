@@ -24,6 +24,7 @@ ALLOWED = {
     "embedder": LEAVES | {"encoders", "pooling"},
     "artefact": LEAVES | {"encoders", "pooling", "embedder", "build"},
     "training": LEAVES | {"data", "mining", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
+    "mteb": LEAVES | {"artefact", "embedder", "evaluation"},
 }
 
 

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def job(config: DictConfig) -> None:
     """Check what was asked for, score it and print."""
-    from unitsphere.report import table
+    from unitsphere.report import pictures, table
     from unitsphere.training.trainer import cpu_threads
 
     config = hydra_app.resolved(config)
@@ -35,6 +35,7 @@ def job(config: DictConfig) -> None:
     name = Path(config.model).name if config.model is not None else config.encoder._target_.rsplit(".", 1)[-1]
     run = evaluate(config, Path(config.outputs) / "evaluations" / name)
     table.show(table.scores({k.partition("/")[2]: v for k, v in run.metrics.items()}, config.split))
+    pictures.write(run)
     table.show(str(run.folder))
 
 

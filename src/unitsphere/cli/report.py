@@ -10,8 +10,9 @@ from unitsphere.runs import Run, write
 USAGE = """unitsphere report FOLDER…
 
 Writes FOLDER/report.html: of a run its scores, curves, cosines, the map of its space and its worst errors, before and
-after training; of a sweep its cells, table, heat map and parallel coordinates. One file that needs no network, light
-and dark. `python train.py` writes it at the end of each run and sweep; this is for those that were cut or are older.
+after training; of a sweep its cells, table, heat map, parallel coordinates and ways through alignment and uniformity.
+One file that needs no network, light and dark; a run's pictures are in FOLDER/pictures as PNG files too.
+`python train.py` writes it at the end of each run and sweep; this is for those that were cut or are older.
 
   unitsphere report outputs/simcse-mean/s1_20261124-212000
   unitsphere report outputs/sweeps/train/20261124-212000
@@ -27,15 +28,16 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def of_run(run: Run) -> Path:
-    """Write a run's page.
+    """Write a run's page and pictures, and return the page's path.
 
     Raises:
         UsageError: It is an evaluation, which has nothing to show but its scores.
     """
-    from unitsphere.report import run_page
+    from unitsphere.report import pictures, run_page
 
     if "choices" not in run.info:
         raise UsageError(f"{run.folder}: an evaluation has no page; `unitsphere table {run.folder}` shows its scores.")
+    pictures.write(run)
     write(run.folder / "report.html", run_page.page(run))
     return run.folder / "report.html"
 

@@ -5,7 +5,7 @@ rank, and Garrido et al. 2023, RankMe, https://arxiv.org/abs/2210.02885; Ethayar
 https://arxiv.org/abs/1909.00512 (mean cosine of random pairs).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,8 @@ class Geometry:
             "geometry/mean_cosine": mean_cosine(everything),
         }
         texts = [self.set.queries[i] for i, _ in pairs], [self.set.corpus[i] for _, i in pairs]
-        items = {"geometry-map": flat(q, d, *texts), "geometry-cosines": cosines(q, d)}
+        hard = hardest(q, d, [self.set.qrels[query] for query, _ in pairs], [document for _, document in pairs])
+        items = {"geometry-map": flat(q, d, *texts), "geometry-cosines": pd.concat([cosines(q, d), hard])}
         stamp = {"kind": "geometry", "set": self.set.name, "pairs": len(pairs), "max_length": self.set.max_length}
         return Result(metrics, "geometry/effective_rank", items, {"geometry": stamp})
 
@@ -80,6 +81,18 @@ def cosines(q: np.ndarray, d: np.ndarray) -> pd.DataFrame:
     """Cosines of positive pairs of unit vectors (N, D), and of as many that are none: each query with the next's."""
     values = np.concatenate([(q * d).sum(axis=1), (q * np.roll(d, 1, axis=0)).sum(axis=1)])
     return pd.DataFrame({"kind": np.repeat(["positive", "other"], len(q)), "cosine": values})
+
+
+def hardest(
+    q: np.ndarray, d: np.ndarray, grades: Sequence[Mapping[str, int]], documents: Sequence[str]
+) -> pd.DataFrame:
+    """Cosine of each query's nearest document that is not relevant to it, among the others' (the model's own hard
+    negatives); unit vectors (N, D), each query's judgments and each document's id."""
+    values = q @ d.T
+    wrong = [[of_query.get(document, 0) < 1 for document in documents] for of_query in grades]
+    nearest = np.where(wrong, values, -np.inf).max(axis=1)
+    found = nearest[np.isfinite(nearest)]
+    return pd.DataFrame({"kind": ["hardest other"] * len(found), "cosine": found})
 
 
 def alignment(x: np.ndarray, y: np.ndarray) -> float:

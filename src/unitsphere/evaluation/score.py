@@ -14,7 +14,7 @@ def score(
     seconds: float | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Result:
-    """One result out of all; its primary metric is the first evaluator's, or "" where there is none. Texts they share
+    """One result out of all; its primary metric is that of the first evaluator that has one, else "". Texts they share
     are embedded once.
 
     Args:
@@ -37,7 +37,7 @@ def score(
         raise UsageError(f"eval: two evaluators report {', '.join(sorted(twice))}.")
     return Result(
         metrics={name: value for result in results for name, value in result.metrics.items()},
-        primary=results[0].primary if results else "",
+        primary=next((result.primary for result in results if result.primary), ""),
         items={task: table for result in results for task, table in result.items.items()},
         protocol={task: stamp for result in results for task, stamp in result.protocol.items()},
     )

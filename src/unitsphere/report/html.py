@@ -2,13 +2,25 @@
 
 import html
 import io
+import logging
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 
 Cell = tuple[str, str]  # text and CSS class
+
+WIDE = (  # fonts with Chinese characters, of the usual systems
+    *("Noto Sans CJK SC", "Noto Sans SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Zen Hei"),
+    *("WenQuanYi Micro Hei", "Droid Sans Fallback", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei"),
+)
+FONTS = ["DejaVu Sans", *sorted({*WIDE} & {*font_manager.get_font_names()}, key=WIDE.index)]
+matplotlib.rcParams["font.family"] = FONTS  # each text of a figure takes it when it is made
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # not every font has every weight
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --query: #2563eb; --document: #d97706; }
@@ -21,6 +33,7 @@ th { cursor: pointer; } th::after { content: " ↕"; opacity: .4; }
 .first { font-weight: 700; } .second { text-decoration: underline; } li, .quiet { opacity: .8; }
 .beside { display: flex; flex-wrap: wrap; gap: 1rem; } .beside figure { flex: 1 1 20rem; margin: 0; }
 svg { max-width: 100%; height: auto; color: CanvasText; fill: currentColor; } a { color: inherit; }
+.key { columns: 18rem; list-style: none; padding: 0; } .key svg { vertical-align: -.1em; }
 .query { fill: var(--query); } .document { fill: var(--document); } circle { opacity: .65; }
 """
 SORT = """
@@ -90,6 +103,16 @@ def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def legible(text: str) -> bool:
+    """Whether the fonts of figures can write a text; what they cannot they draw as boxes."""
+    return all(character.isspace() or ord(character) in _characters() for character in text)
+
+
+@lru_cache(maxsize=1)
+def _characters() -> frozenset[int]:
+    return frozenset(code for font in FONTS for code in FT2Font(font_manager.findfont(font)).get_charmap())
 
 
 def svg(figure: Figure) -> str:

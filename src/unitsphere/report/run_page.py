@@ -5,17 +5,14 @@ from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import yaml
-from matplotlib.figure import Figure
 
-from unitsphere.report.html import beside, document, panels, paragraph, section, svg, table
+from unitsphere.report.html import beside, document, paragraph, section, svg, table
+from unitsphere.report.pictures import STAGES, cosines, curves, grouped, path
 from unitsphere.report.records import written
 from unitsphere.report.table import compared, shown
 from unitsphere.runs import Run
-
-STAGES = {"before": "before training", "test": "chosen checkpoint"}
 
 
 def page(run: Run) -> str:
@@ -28,9 +25,11 @@ def page(run: Run) -> str:
         f"<p><code>{html.escape(line)}</code></p>",
         facts(info),
         section("Scores on test, x 100 but for geometry", scores(metrics, info)),
-        section("Training", curves(run.folder / "metrics.csv", info)),
-        section("Cosines", beside(svg(drawn) for drawn in histograms(run.folder).values())),
+        section("Training", *(svg(drawn) for drawn in (curves(run.folder / "metrics.csv", info),) if drawn)),
+        section("Alignment and uniformity", *(svg(drawn) for drawn in (path(info),) if drawn)),
+        section("Cosines", beside(svg(drawn) for drawn in cosines(run.folder).values())),
         section("The space, in the plane of its two principal components", maps(run.folder)),
+        section("Map of the space", grouped_maps(run.folder)),
         section("Worst queries", *queries(run.folder)),
         section("Pairs that are furthest from their place", *pairs(run.folder)),
     ]
@@ -84,61 +83,6 @@ def scores(metrics: Mapping[str, float], info: Mapping[str, object]) -> str:
     return table([("metric", "row"), *((h, "") for h in headings)], rows) if rows else ""
 
 
-def curves(file: Path, info: Mapping[str, object]) -> str:
-    """Each curve of training, and the dev metric that chooses at each look, in a panel of its own."""
-    found = pd.read_csv(file) if file.exists() and file.stat().st_size else pd.DataFrame({"metric": []})
-    drawn = {str(name): (part["step"], part["value"]) for name, part in found.groupby("metric", sort=False)}
-    drawn = {name: line for name, line in drawn.items() if np.isfinite(line[1]).any()}
-    looks, selected = info.get("looks"), info.get("selected")
-    metric = selected.get("metric") if isinstance(selected, Mapping) else None
-    if isinstance(looks, list):
-        seen = [(look["step"], look["metrics"][metric]) for look in looks if metric in look["metrics"]]
-        if seen:
-            of_dev = pd.DataFrame(seen, columns=["step", "value"])
-            drawn = {f"dev/{metric}": (of_dev["step"], of_dev["value"])} | drawn
-    if not drawn:
-        return ""
-    columns = min(3, len(drawn))
-    rows = -(-len(drawn) // columns)
-    figure, axes = panels(rows, columns, (3.4 * columns, 2.1 * rows))
-    for axis, (name, (step, value)) in zip(axes.flat, drawn.items(), strict=False):
-        axis.plot(step, value, marker="o", markersize=2.5, linewidth=1.2)
-        axis.set_title(name)
-        axis.grid(alpha=0.3)
-    for axis in axes.flat[len(drawn) :]:
-        axis.set_visible(False)
-    return svg(figure)
-
-
-def histograms(folder: Path) -> dict[str, Figure]:
-    """Cosines of positive and of other pairs, or of an STS task's most and least similar thirds, before and after."""
-    found = {}
-    for stage, what in STAGES.items():
-        for name, kinds in _cosines(folder / "scores" / stage).items():
-            figure, axes = panels(1, 1, (4.2, 2.4))
-            for (kind, values), colour in zip(kinds.items(), ("#2563eb", "#d97706"), strict=True):
-                axes[0][0].hist(values, bins=40, range=(-0.2, 1), alpha=0.6, label=kind, color=colour)
-            axes[0][0].set_title(f"{name}, {what}")
-            axes[0][0].set_yticks([])
-            axes[0][0].legend(frameon=False)
-            found[f"{name}, {what}"] = figure
-    return found
-
-
-def _cosines(folder: Path) -> dict[str, dict[str, pd.Series]]:
-    file = folder / "geometry-cosines.parquet"
-    if file.exists():
-        values = pd.read_parquet(file)
-        return {"pairs": {str(kind): part["cosine"] for kind, part in values.groupby("kind", sort=False)}}
-    found = {}
-    for task in sorted(folder.glob("sts-*.parquet"))[:1]:
-        values = pd.read_parquet(task)
-        low, high = values["score"].quantile([1 / 3, 2 / 3])
-        thirds = {"most similar third": values["score"] >= high, "least similar third": values["score"] <= low}
-        found[task.stem] = {kind: values["prediction"][which] for kind, which in thirds.items()}
-    return found
-
-
 def maps(folder: Path) -> str:
     """The map before and after, a dot a text, which is shown where the pointer rests."""
     drawn = []
@@ -151,13 +95,36 @@ def maps(folder: Path) -> str:
     return key + beside(drawn) if drawn else ""
 
 
+def grouped_maps(folder: Path) -> str:
+    """The map of `eval=map`, before and after, each with the key of its groups."""
+    drawn = []
+    for stage, what in STAGES.items():
+        file = folder / "scores" / stage / "map.parquet"
+        if file.exists():
+            points, colours = grouped(pd.read_parquet(file))
+            counts = points["group"].value_counts()
+            names = [f"{n}: {group} ({counts[group]})" for n, group in enumerate(colours, 1)]
+            key = "".join(
+                f'<li><svg width="12" height="12"><circle style="fill:{colour}" cx="6" cy="6" r="5"/></svg> '
+                f"{html.escape(name)}</li>"
+                for name, colour in zip(names, colours.values(), strict=True)
+            )
+            dots = _dots(points.assign(colour=points["group"].map(colours)))
+            drawn.append(f'{dots}<figcaption>{what}<ul class="key">{key}</ul></figcaption>')
+    return beside(drawn)
+
+
 def _dots(points: pd.DataFrame) -> str:
-    span = float(max(points[["x", "y"]].abs().max().max(), 1e-9))
-    at = points.assign(x=200 + 190 * points.x / span, y=200 - 190 * points.y / span)
+    """A dot a text, in its `colour` or else its role's."""
+    middle = (points[["x", "y"]].max() + points[["x", "y"]].min()) / 2
+    span = float(max((points[["x", "y"]] - middle).abs().max().max(), 1e-9))
+    at = points.assign(x=200 + 190 * (points.x - middle.x) / span, y=200 - 190 * (points.y - middle.y) / span)
     dots = ""
     for p in at.to_dict("records"):
         said = html.escape(str(p["text"]))
-        dots += f'<circle class="{p["role"]}" cx="{p["x"]:.1f}" cy="{p["y"]:.1f}" r="3"><title>{said}</title></circle>'
+        style = f' style="fill:{p["colour"]}"' if "colour" in p else ""
+        dots += f'<circle class="{p["role"]}"{style} cx="{p["x"]:.1f}" cy="{p["y"]:.1f}" r="3">'
+        dots += f"<title>{said}</title></circle>"
     return f'<svg viewBox="0 0 400 400" role="img">{dots}</svg>'
 
 

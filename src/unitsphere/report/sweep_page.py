@@ -12,6 +12,7 @@ from unitsphere.errors import UsageError
 from unitsphere.report import page as table_page
 from unitsphere.report.comparability import differing
 from unitsphere.report.html import document, panels, paragraph, section, svg, table
+from unitsphere.report.pictures import looks, plane
 from unitsphere.report.records import Record, find
 from unitsphere.report.sheet import Sheet, sheet, size
 from unitsphere.report.table import SCALED, shown
@@ -36,6 +37,7 @@ def page(folder: Path, status: str) -> str:
             section("Heat map", heat_map(done, axes, metric)),
         ]
         parts.append(section("Settings and result, a line a run", parallel(done, axes, metric)))
+        parts.append(section("Alignment and uniformity on dev, a line a run", paths(done, metric)))
     except UsageError as error:
         metric = ""
         parts.append(paragraph(str(error)))
@@ -76,6 +78,25 @@ def heat_map(records: Sequence[Record], axes: Sequence[str], metric: str) -> str
     axis.set(xlabel=axes[1], ylabel=axes[0])
     axis.invert_yaxis()
     figure.colorbar(colours, ax=axis)
+    return svg(figure)
+
+
+def paths(records: Sequence[Record], metric: str) -> str:
+    """The way of each run through the plane of alignment and uniformity, from its first look at dev to the dot that is
+    its last, in the colour of its result; nothing where no run has two looks at geometry."""
+    seen = [(looks(r.info), r.metrics[metric]) for r in records]
+    seen = [(points, result) for points, result in seen if len(points) > 1]
+    if not seen:
+        return ""
+    result = np.array([value for _, value in seen]) * (1 if metric.endswith(SCALED) else 100)
+    figure, drawn = panels(1, 1, (6, 4))
+    axis, colour = drawn[0][0], ScalarMappable(Normalize(result.min(), result.max()), matplotlib.colormaps["viridis"])
+    for (points, _), value in zip(seen, result, strict=True):
+        x, y, own = points["uniformity"], points["alignment"], colour.to_rgba(value)
+        axis.plot(x, y, color=own, linewidth=1.2)
+        axis.scatter(x.iloc[-1:], y.iloc[-1:], color=[own], s=28)
+    plane(axis, f"{len(seen)} runs")
+    figure.colorbar(colour, ax=axis, label=metric)
     return svg(figure)
 
 

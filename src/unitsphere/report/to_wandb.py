@@ -4,7 +4,7 @@ import pandas as pd
 import wandb
 from wandb.sdk.wandb_run import Run as WandbRun
 
-from unitsphere.report import run_page
+from unitsphere.report.pictures import pictures
 from unitsphere.report.table import compared
 from unitsphere.runs import Run
 
@@ -30,7 +30,7 @@ def _send(theirs: WandbRun, run: Run) -> None:
     tables = {"scores": wandb.Table(columns=columns, data=[list(row) for row in compared(metrics)])}
     for file in sorted((run.folder / "scores" / "test").glob("*-worst.parquet")):
         tables[f"worst/{file.stem.removesuffix('-worst')}"] = wandb.Table(dataframe=pd.read_parquet(file))
-    pictures = {f"cosines/{name}": wandb.Image(drawn) for name, drawn in run_page.histograms(run.folder).items()}
+    images = {f"pictures/{name}": wandb.Image(drawn) for name, drawn in pictures(run).items()}
     page = run.folder / "report.html"
     shown = {"report": wandb.Html(str(page))} if page.exists() else {}
-    theirs.log({**tables, **pictures, **shown, "trainer/global_step": info["steps"]})
+    theirs.log({**tables, **images, **shown, "trainer/global_step": info["steps"]})
