@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from conftest import composed
 from making import batch_of_texts, encoded, model
 from unitsphere import artefact
 from unitsphere.cli.train import main as train
@@ -18,9 +19,11 @@ from unitsphere.encoders.pair_scorer import PairScorer
 from unitsphere.encoders.tiny import tiny
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.score import score
 from unitsphere.losses.cross_encoder import RankedPairs, ScoredPairs
 from unitsphere.runs import Run
-from unitsphere.types import Text
+from unitsphere.training.run import build_evaluators
+from unitsphere.types import RetrievalSet, Text
 
 QUERIES, DOCUMENTS = ["sort a tree", "", "find", "graph " * 30], ["how to sort", "array", "tree " * 40, "a graph " * 9]
 
@@ -228,6 +231,22 @@ def test_pairs_are_scored_in_order_whatever_the_batches(trained):
             CrossEncoder(str(trained.folder), batch_tokens=batch_tokens)(pairs)[:5], alone, atol=1e-5
         )
     assert CrossEncoder(str(trained.folder))([]).shape == (0, 1)
+
+
+def test_it_reranks_in_an_evaluation(trained):
+    config = composed("eval=[retrieval,hybrid]", f"eval.hybrid.reranker={trained.folder}", "eval.hybrid.depth=3", "model=x",
+                      root="eval")  # fmt: skip
+    corpus = {f"d{i}": f"all of {c}{c}" for i, c in enumerate("klmn")}
+    own = RetrievalSet("letters", corpus, {"q": "all of kk is"}, {"q": {"d0": 1}})
+    evaluators = build_evaluators(config.eval, "test", own)
+    metrics = score(evaluators, model().eval().embed).metrics
+    pairs = [("all of kk is", text) for text in corpus.values()]
+    scores = dict(zip(corpus, CrossEncoder(str(trained.folder))(pairs)[:, 0], strict=True))
+    order = evaluators[1]._rankings(model().eval().embed)
+    first = [f"d{row}" for row in order["rrf"][1][0][:3]]
+    best = max(first, key=lambda d: scores[d])
+    assert f"d{order['reranked'][1][0][0]}" == best
+    assert metrics["letters-reranked/recall@1"] == float(best == "d0") and metrics["letters-bm25/mrr@10"] == 1
 
 
 def test_what_is_no_cross_encoder_is_refused(tmp_path):
