@@ -52,11 +52,12 @@ def mine(config: DictConfig) -> Run:
 
     from unitsphere.build import build
     from unitsphere.cli.evaluate import embedder_of
+    from unitsphere.data.preparation.step import prepare
     from unitsphere.formats import on_disk
     from unitsphere.mining import audit
     from unitsphere.mining.miner import Miner
     from unitsphere.report.mined import pictures
-    from unitsphere.training.run import quiet
+    from unitsphere.training.run import quiet, remembered
 
     quiet()
     torch.set_num_threads(config.threads)
@@ -64,19 +65,22 @@ def mine(config: DictConfig) -> Run:
     filters = {name: build(node) for name, node in config.filter.items()}
     scorer = _scorer(config.cross_encoder) if config.cross_encoder is not None else None
     data = build(config.data)
-    rows = data.splits.train
+    steps = {name: build(node) for name, node in config.preparation.items()}
+    rows, prepared = prepare(data.splits.train, steps, config.seed)
     if rows.positive is None:
         raise UsageError(f"data={data.name} has no positives: negatives are mined for pairs (pairs, triplets, beir, …)")
     embedder = embedder_of(config) if "dense" in sources else None
     if embedder is not None:
         embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    documents = data.corpus() if config.corpus is None else on_disk.documents(config.corpus)[1]
+    embed = embedder and remembered(embedder, config.vector_cache)
+    documents = data.corpus(rows) if config.corpus is None else on_disk.documents(config.corpus)[1]
     run = Run.create(Path(config.outputs) / config.name, stamped("mine"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", data={"name": data.name, **data.splits.provenance()})
+    run.note(preparation=prepared)
     with run.lock():
         for source in sources.values():
-            source.attach(documents, embedder and embedder.embed, run.folder, config.max_length)
+            source.attach(documents, embed, run.folder, config.max_length)
         miner = Miner(documents, sources, filters, config.pick, config.seed)
         queries, positives = asked(rows)
         mined = _mined(miner, queries, positives, config.chunk)

@@ -40,7 +40,7 @@ class Beir(Data):
             raise UsageError(f"data.columns: judgments have no column {wrong[0]!r}; query and document fit.")
         self.folder = find(path)
 
-    def corpus(self) -> Sequence[str]:
+    def corpus(self, rows: Rows) -> Sequence[str]:
         """All documents that are not empty, judged or not."""
         return [text for text in read_texts(self.folder, "corpus").values() if text]
 

@@ -163,9 +163,9 @@ class Data(ABC):
         """The data, read once."""
         return self.load()
 
-    def corpus(self) -> Sequence[str]:
-        """The documents among which negatives are mined: the different positives of the training rows."""
-        return list(dict.fromkeys(self.splits.train.positive or ()))
+    def corpus(self, rows: Rows) -> Sequence[str]:
+        """The documents among which negatives are mined for training rows: their different positives."""
+        return list(dict.fromkeys(rows.positive or ()))
 
     @abstractmethod
     def load(self) -> Splits:
