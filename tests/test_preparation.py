@@ -1,5 +1,6 @@
 """Steps that clean, filter and augment training rows, on cases made by hand."""
 
+import doctest
 import json
 import random
 
@@ -200,6 +201,7 @@ def test_near_duplicates_keep_the_first_and_need_both_sides_alike():
 
 
 def test_words_of_mixed_scripts():
+    assert doctest.testmod(words_module) == (0, 3)
     assert words("用 Python 排序，fast!") == ["用", "Python", "排", "序", "，", "fast!"]
     assert joined(words("用Python排序 fast code")) == "用Python排序fast code"
     assert joined(words(TEXT)) == TEXT and words("") == []

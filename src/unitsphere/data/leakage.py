@@ -103,7 +103,7 @@ class Leakage:
                     for example in report["examples"]
                 )
                 raise UsageError(
-                    f"{told(report)}, which is more than leakage.threshold={self.threshold}:{examples}\n"
+                    f"{_found(report)}, which is more than leakage.threshold={self.threshold}:{examples}\n"
                     "Train on other data, or take these rows out with leakage.action=remove, or, where this is meant, "
                     "go on with leakage.action=report"
                 )
@@ -111,9 +111,13 @@ class Leakage:
 
 def told(report: Mapping[str, Any]) -> str:
     """One line of a report."""
-    line = f"leakage: {report['found']:,} of the {report['held']:,} in {report['split']}/{report['set']} "
-    line += f"({report['share']:.1%}) are training rows"
-    return line + (f"; the texts of {report['apart']:,} more are in training, but apart" if report["apart"] else "")
+    apart = report["apart"]
+    return _found(report) + (f"; the texts of {apart:,} more are in training, but apart" if apart else "")
+
+
+def _found(report: Mapping[str, Any]) -> str:
+    where = f"{report['split']}/{report['set']} ({report['share']:.1%})"
+    return f"leakage: {report['found']:,} of the {report['held']:,} in {where} are training rows"
 
 
 def _texts(rows: Rows) -> Iterator[tuple[int, int, str]]:

@@ -32,7 +32,9 @@ def joined(parts: Sequence[str]) -> str:
 def sentences(text: str) -> list[str]:
     """The sentences and lines of a text, none of them empty.
 
-    >>> sentences("Sort it. Then search (e.g. by name).\\n第一句。第二句！")
-    ['Sort it.', 'Then search (e.g. by name).', '第一句。', '第二句！']
+    An abbreviation before a space ends one too.
+
+    >>> sentences("Sort it. Then search by 3.5 or so\\n第一句。第二句！")
+    ['Sort it.', 'Then search by 3.5 or so', '第一句。', '第二句！']
     """
     return [part for part in SENTENCE.split(text.strip()) if part]
