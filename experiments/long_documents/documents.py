@@ -1,8 +1,9 @@
-"""Write a retrieval set whose answers begin beyond token 512: `python documents.py FOLDER`, with UNITSPHERE_DATA set.
+"""Write a retrieval set whose answers begin beyond token 512: `python documents.py FOLDER [TOKENS]`.
 
 Each document is one of Cranfield's relevant abstracts behind unrelated English filler: abstracts of SciFact (medicine),
 as many as make 512 tokens or more of all-MiniLM-L6-v2's. The queries and judgments are Cranfield's, for 150 of its
-relevant documents. An encoder that reads 512 tokens or less has read nothing that the query asks for. Deterministic.
+relevant documents. An encoder that reads 512 tokens or less has read nothing that the query asks for.
+TOKENS=0 leaves the filler out. Needs UNITSPHERE_DATA. Deterministic.
 """
 
 import json
@@ -13,10 +14,10 @@ from pathlib import Path
 from unitsphere.encoders.minilm import minilm
 from unitsphere.formats import beir
 
-BEYOND, DOCUMENTS = 512, 150
+DOCUMENTS = 150
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, beyond: int = 512) -> None:
     tokenizer = minilm().tokenizer
     fillers = list(beir.read_texts(beir.find("scifact"), "corpus").values())
     random.Random(0).shuffle(fillers)
@@ -29,7 +30,7 @@ def main(folder: Path) -> None:
     at, corpus = 0, {}
     for document in list(dict.fromkeys(kept))[:DOCUMENTS]:
         before, tokens = [], 0
-        while tokens < BEYOND:
+        while tokens < beyond:
             before.append(fillers[at % len(fillers)])
             tokens += lengths[at % len(fillers)]
             at += 1
@@ -53,4 +54,4 @@ def write(file: Path, texts: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
