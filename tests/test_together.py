@@ -1,7 +1,6 @@
 """Two real processes evaluate together: the numbers of one process, and no process that waits for one that failed."""
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -101,7 +100,7 @@ def test_one_process_is_left_alone():
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_of_two_ranks_ends_when_one_fails(pairs, tmp_path, trainer, rank):
-    """The run, the evaluator somebody's own: no rank waits for the half hour that the process group would."""
+    """The evaluator is somebody's own; `command` gives up after five minutes, the process group would after thirty."""
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "mine.yaml").write_text(f"mine:\n  _target_: mine.Mine\n  rank: {rank}\n")
     (tmp_path / "mine.py").write_text(
@@ -117,13 +116,11 @@ def test_a_run_of_two_ranks_ends_when_one_fails(pairs, tmp_path, trainer, rank):
         "        z = embed([f'word {i}' for i in range(9)], 'query')\n"
         "        return Result({'mine/x': float(z.mean())}, 'mine/x', {}, {'mine': {}})\n"
     )
-    began = time.monotonic()
     done = command(
         "train", "-cd", tmp_path, "eval=mine", "encoder=tiny", "encoder.depth=2", "loss=infonce", "data=pairs",
         f"data.path={pairs}", "data.batch_size=16", "trainer.max_steps=4", "trainer.accelerator=cpu",
         f"trainer={trainer}", "trainer.threads=1", f"outputs={tmp_path}/out", cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode != 0 and "no more paper" in done.stderr
-    assert time.monotonic() - began < 240  # against 1800; starting two processes is most of it
     (run,) = (Run(file.parent) for file in (tmp_path / "out").rglob("run.json"))
     assert run.info["status"] in ("failed", "killed")
