@@ -54,19 +54,23 @@ def from_first(value: Any) -> Any:
     return held[0]
 
 
+class FailedElsewhere(UsageError):
+    """Another rank has failed, and has said so."""
+
+
 def all_well(error: Exception | None = None) -> None:
     """A point that every rank passes, or none: where one comes with an error, all raise.
 
     Raises:
         Exception: The error that this rank brought.
-        UsageError: It names another rank's.
+        FailedElsewhere: It names another rank's.
     """
     if several():
         said: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(said, error and f"{type(error).__name__}: {error}")
         failed = [f"rank {rank} failed: {message}" for rank, message in enumerate(said) if message is not None]
         if error is None and failed:
-            raise UsageError("; ".join(failed))
+            raise FailedElsewhere("; ".join(failed))
     if error is not None:
         raise error
 

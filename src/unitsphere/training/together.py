@@ -32,16 +32,12 @@ class SharedEmbed:
     def __call__(
         self, texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None
     ) -> np.ndarray:
-        ranks.all_well()  # another may have failed since it was here last
         world = dist.get_world_size()
         if not self.divide or len(texts) < world:
+            ranks.all_well()  # before the forward passes, which sharded weights make together
             return self.embed(texts, role, max_length, prompt)
-        try:
-            mine = self.embed(texts[dist.get_rank() :: world], role, max_length, prompt)
-        except Exception as error:
-            ranks.all_well(error)
-            raise
-        ranks.all_well()
+        mine = self.embed(texts[dist.get_rank() :: world], role, max_length, prompt)
+        ranks.all_well()  # a rank that has failed, here or since the last time, is at `together`'s
         everyone = ranks.everyone(torch.from_numpy(mine).to(self.device)).cpu().numpy()
         order = np.concatenate([np.arange(len(texts))[rank::world] for rank in range(world)])
         out = np.empty_like(everyone)
@@ -54,10 +50,12 @@ def together(scored: Callable[[], Result]) -> Result:
 
     Raises:
         Exception: It failed here.
-        UsageError: It failed on another rank.
+        FailedElsewhere: It failed on another rank.
     """
     try:
         result = scored()
+    except ranks.FailedElsewhere:
+        raise
     except Exception as error:
         ranks.all_well(error)
         raise
