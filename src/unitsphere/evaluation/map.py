@@ -33,7 +33,8 @@ class Map:
         path: A file with columns text and label, a BEIR folder, or the name of one in `UNITSPHERE_DATA`.
         method: "tsne", "umap" or "pca".
         colour: "label" (of a file), "role" (query or document) or "cluster" (of k-means); None is the label where
-            there are labels, else the cluster. A cluster is called by the text nearest its centre.
+            there are labels, else the cluster. Clusters are found anew in each space, before and after training, and
+            called by the text nearest their centre.
         samples: At most so many texts: the first pairs, or labelled texts drawn at random.
         clusters: How many k-means makes.
         max_length: Tokens kept; None is the data's own setting.

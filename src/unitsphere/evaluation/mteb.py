@@ -59,12 +59,14 @@ class MTEB:
                 "eval.mteb.path=FOLDER."
             )
         try:
+            import datasets
             import mteb  # noqa: F401
         except ImportError as error:
             raise UsageError(f"eval=mteb needs mteb: pip install 'unitsphere[mteb]' ({error})") from None
         from unitsphere.evaluation import mteb_folder
 
         logging.getLogger("mteb").setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
         self.tasks = _official(tasks, benchmark, languages) if split == "test" else []
         self.tasks += mteb_folder.tasks(path, split) if path else []
         names = [task.metadata.name for task in self.tasks]

@@ -131,18 +131,19 @@ def histogram(title: str, kinds: Mapping[str, pd.Series]) -> Figure:
     curve (1: no overlap; 0.5: no difference)."""
     figure, axes = panels(1, 1, (4.8, 2.9))
     axis, (first, positive) = axes[0][0], next(iter(kinds.items()))
+    room = 1.1 + 0.12 * len(kinds)  # for the key, above the tallest bar
     bins = np.linspace(min(-0.2, *(values.min() for values in kinds.values())), 1, 49)
     said = []
     for (kind, values), colour in zip(kinds.items(), (BLUE, ORANGE, GREEN), strict=False):
         axis.hist(values, bins=bins, alpha=0.55, density=True, label=f"{kind}, mean {values.mean():.2f}", color=colour)
-        axis.axvline(values.mean(), color=colour, linewidth=1, linestyle="--")
+        axis.axvline(values.mean(), ymax=1 / room, color=colour, linewidth=1, linestyle="--")
         if kind != first and len(values):
             truth = np.repeat([1, 0], [len(positive), len(values)])
             said.append(f"{kind} {roc_auc_score(truth, np.concatenate([positive, values])):.3f}")
     axis.set_title(f"{title}\nAUC, {first} against " + ", ".join(said), fontsize=9)
     axis.set_xlabel("cosine")
     axis.set_yticks([])
-    axis.set_ylim(top=axis.get_ylim()[1] * (1.1 + 0.12 * len(kinds)))  # room for the key
+    axis.set_ylim(top=axis.get_ylim()[1] * room)
     axis.legend(loc="upper left", edgecolor="none", framealpha=0.9)
     return figure
 
