@@ -75,7 +75,7 @@ def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -
 def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[str, float]:
     pl.seed_everything(config.seed, verbose=False)
     loss, optim, sampler, data = (build(config[group]) for group in ("loss", "optim", "sampler", "data"))
-    steps = {name: build(node) for name, node in config.preparation.items()}
+    steps = {name: build(node) for name, node in (config.get("preparation") or {}).items()}
     check_needs(loss, [*config.data.columns, *(column for step in steps.values() for column in step.gives)])
     if not loss.embeds and (config.eval or config.select != LAST_STEP):
         raise UsageError(
@@ -91,7 +91,7 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     _say(run, *map(told, prepared))
     dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
     test = build_evaluators(config.eval, "test", data.splits.test)
-    if config.leakage:
+    if config.get("leakage"):
         rows = _without_leaks(config.leakage, rows, {"test": test, "dev": dev}, run)
     checkpoint = run.folder / LAST if (run.folder / LAST).exists() else None
     read = {"name": data.name, **data.splits.provenance()}
