@@ -10,12 +10,12 @@ from unitsphere.build import build
 from unitsphere.cli.train import start
 from unitsphere.data.leakage import Leakage, told
 from unitsphere.data.rows import Rows
-from unitsphere.data.similar import Exact, Near, normalised
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.geometry import Geometry
 from unitsphere.evaluation.retrieval import Retrieval
 from unitsphere.evaluation.sts import STS
 from unitsphere.evaluation.truncation import Truncation
+from unitsphere.similar import Exact, Near, normalised
 from unitsphere.training.run import build_evaluators, train
 from unitsphere.types import RetrievalSet
 

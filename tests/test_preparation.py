@@ -27,8 +27,8 @@ from unitsphere.data.preparation.whitespace import Whitespace
 from unitsphere.data.preparation.word_deletion import WordDeletion
 from unitsphere.data.preparation.words import joined, words
 from unitsphere.data.rows import Rows
-from unitsphere.data.similar import Exact, Near, normalised
 from unitsphere.errors import UsageError
+from unitsphere.similar import Exact, Near, normalised
 from unitsphere.training.run import train
 
 TEXT = "one two three four five six seven eight nine ten"

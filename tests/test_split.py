@@ -12,11 +12,11 @@ from unitsphere.cli import split as verb
 from unitsphere.cli.evaluate import evaluate
 from unitsphere.cli.train import start
 from unitsphere.data.rows import Rows
-from unitsphere.data.similar import Exact, Near
 from unitsphere.data.split import divide, strata, write
 from unitsphere.data.table import Table
 from unitsphere.errors import UsageError
 from unitsphere.formats import beir
+from unitsphere.similar import Exact, Near
 from unitsphere.training.run import train
 
 PAIR = {"anchor": "anchor", "positive": "positive"}

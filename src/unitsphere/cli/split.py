@@ -17,9 +17,9 @@ def main(arguments: Sequence[str]) -> None:
 def job(config: DictConfig) -> None:
     """Read the pairs, divide them, write the folder and print what is in it."""
     from unitsphere.build import build
-    from unitsphere.data.similar import Exact, Near
     from unitsphere.data.split import divide, write
     from unitsphere.report import table
+    from unitsphere.similar import Exact, Near
 
     config = hydra_app.resolved(config)
     folder = Path(config.out).expanduser()

@@ -9,8 +9,8 @@ from itertools import product
 from typing import Any, Literal
 
 from unitsphere.data.rows import Rows
-from unitsphere.data.similar import Same
 from unitsphere.errors import UsageError
+from unitsphere.similar import Same
 from unitsphere.types import Evaluator
 
 EXAMPLES = 3

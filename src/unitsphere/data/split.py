@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from unitsphere.data.rows import COLUMNS, Rows
-from unitsphere.data.similar import Same
 from unitsphere.errors import UsageError
+from unitsphere.similar import Same
 
 FIFTHS = 5
 

@@ -5,14 +5,14 @@ denoising by a cross-encoder); Moreira et al. 2024, NV-Retriever, https://arxiv.
 the positive's score: TopK-PercPos 95%).
 """
 
-import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 
-from unitsphere.errors import UsageError
 from unitsphere.mining.candidates import Found, lowest
+from unitsphere.similar import Near
 
 
 class Filter(Protocol):
@@ -55,39 +55,23 @@ class Margin:
 
 
 class NearDuplicates:
-    """Drops a candidate whose text is nearly a positive's, or the query's: Jaccard similarity of their shingles at or
-    over the threshold, |A & B| / |A | B|. (Equal texts never get here.)
+    """Drops a candidate whose text is nearly a positive's, or the query's. (Equal texts never get here.)
 
     Args:
-        threshold: In (0, 1].
-        shingle: Characters a shingle, white space folded; 5 tells English words apart, 2 Chinese ones.
+        same: Says which texts are.
     """
 
-    def __init__(self, threshold: float = 0.8, shingle: int = 5):
-        if not 0 < threshold <= 1 or shingle < 1:
-            raise UsageError(f"filter.near_duplicates: threshold={threshold}, shingle={shingle}; (0, 1] and 1 or more.")
-        self.threshold, self.shingle = threshold, shingle
+    def __init__(self, same: Near):
+        self.same = same
 
     def __call__(self, found: Found, keep: np.ndarray) -> np.ndarray:
-        keep, known = keep.copy(), dict[int, set[str]]()
+        keep, shingles = keep.copy(), cache(self.same.shingles)
         for q, rows in enumerate(found.rows):
-            right = [self._shingles(found.documents[int(at)]) for at in found.labelled[q]]
-            right.append(self._shingles(found.queries[q]))
+            right = [found.queries[q], *(found.documents[int(at)] for at in found.labelled[q])]
             for place in np.flatnonzero(keep[q]):
-                row = int(rows[place])
-                if row not in known:
-                    known[row] = self._shingles(found.documents[row])
-                keep[q, place] = not any(self._near(known[row], other) for other in right)
+                mine = shingles(found.documents[int(rows[place])])
+                keep[q, place] = not any(self.same.alike(mine, shingles(text)) for text in right)
         return keep
-
-    def _near(self, a: set[str], b: set[str]) -> bool:
-        if min(len(a), len(b)) < self.threshold * max(len(a), len(b)):  # the most that they can share
-            return False
-        return len(a & b) >= self.threshold * len(a | b)
-
-    def _shingles(self, text: str) -> set[str]:
-        folded = re.sub(r"\s+", " ", text.casefold())
-        return {folded[i : i + self.shingle] for i in range(max(1, len(folded) - self.shingle + 1))}
 
 
 class CrossEncoderMargin:

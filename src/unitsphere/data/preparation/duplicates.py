@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unitsphere.data.rows import COLUMNS, Rows
-from unitsphere.data.similar import Same, normalised
+from unitsphere.similar import Same, normalised
 
 
 class Duplicates:

@@ -16,8 +16,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from unitsphere.data.preparation.words import joined, sentences, words
 from unitsphere.data.rows import Rows
-from unitsphere.data.similar import normalised
 from unitsphere.errors import UsageError
+from unitsphere.similar import normalised
 
 CROPPED = 8  # words of a cropped query
 

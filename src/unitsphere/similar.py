@@ -76,7 +76,7 @@ class Near:
         for number, (text, hashed) in enumerate(zip(ordered, self._hashed(ordered), strict=True)):
             mine = self.shingles(text)
             for earlier in sorted(index.query(hashed)):
-                if self._alike(mine, self.shingles(ordered[earlier])):
+                if self.alike(mine, self.shingles(ordered[earlier])):
                     first[text] = ordered[earlier]
                     break
             else:
@@ -93,7 +93,7 @@ class Near:
         # |A ∩ B| / |A ∪ B| is at most the smaller size over the larger: a long document is not hashed.
         fitting = [other for other in among if low <= len(self.shingles(other)) <= high]
         return _by_wanted(
-            (other, [t for t in index.query(hashed) if self._alike(sought[t], self.shingles(other))])
+            (other, [t for t in index.query(hashed) if self.alike(sought[t], self.shingles(other))])
             for other, hashed in zip(fitting, self._hashed(fitting), strict=True)
         )
 
@@ -105,7 +105,10 @@ class Near:
         count = max(1, len(parts) - self.shingle + 1)
         return {between.join(parts[i : i + self.shingle]) for i in range(count)}
 
-    def _alike(self, a: set[str], b: set[str]) -> bool:
+    def alike(self, a: set[str], b: set[str]) -> bool:
+        """Whether two sets of shingles reach the threshold."""
+        if min(len(a), len(b)) < self.jaccard * max(len(a), len(b)):  # the most that they can share
+            return False
         return len(a & b) >= self.jaccard * len(a | b)
 
     def _index(self) -> MinHashLSH:
