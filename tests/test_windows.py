@@ -137,6 +137,10 @@ def test_training_sees_what_encode_sees_in_any_chunks(kind, chunks, cache_rows):
             torch.testing.assert_close(parameter.grad, gradients.get(name), atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_no_texts_are_no_vectors():
+    assert made().encode([]).shape == made("learned").encode([]).shape == (0, 32)
+
+
 def test_learned_weights_start_uniform():
     encoder = tiny(dropout=0.0)
     learned = Embedder(encoder, MeanPooling(encoder.dim), windows=LearnedWindows(encoder, encoder.dim, 64, 16)).eval()

@@ -16,7 +16,7 @@ class Mixture(Data):
     """The rows of all sources, with a column `task` that holds the source's name.
 
     Dev and test are the first source's. A column that only some sources have is left out; batches of one task
-    (`sampler=task_homogeneous`) keep a task's negatives its own.
+    (`sampler=task_homogeneous`) keep a task's negatives its own. All rows are in memory, those of a source on disk too.
 
     Args:
         sources: Task -> data set; their batch size and lengths are not used.

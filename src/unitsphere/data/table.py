@@ -32,7 +32,8 @@ class Table(Data):
         max_score: Scores are divided by it, 5 for STS; None leaves them.
         instruction_format: How an instruction stands before its text: `{}` is the instruction.
         on_disk: Leave the rows of `path` on disk, for more than memory holds: checked and copied into the cache once,
-            then read and tokenised batch by batch. The same batches; memory grows by some 8 bytes a row and column.
+            then read and tokenised batch by batch. The same batches; in memory is a few dozen bytes a row. The files
+            of dev and test are read into memory.
         name, batch_size, max_length, eval_max_length: As for every data set.
     """
 

@@ -83,7 +83,7 @@ class AsNeeded:
         self.read = self.cut = 0
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
-        ids, cut = self.encoder.cut(texts, self.max_length) if texts else ([], 0)
+        ids, cut = self.encoder.cut(texts, self.max_length)
         self.read, self.cut = self.read + len(texts), self.cut + cut
         return ids
 

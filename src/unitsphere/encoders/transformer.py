@@ -61,6 +61,8 @@ class TransformerEncoder(nn.Module):
 
     def cut(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[np.ndarray], int]:
         """As `tokenize`, and how many of the texts lost their end."""
+        if not texts:  # which a tokenizer would not take
+            return [], 0
         limit = self.limit(max_length)
         options = {} if limit is None else {"truncation": True, "max_length": limit}
         tokens = self.tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)
