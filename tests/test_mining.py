@@ -13,7 +13,7 @@ from unitsphere.data.preparation.mined import Mined
 from unitsphere.data.rows import Rows
 from unitsphere.errors import UsageError
 from unitsphere.mining import audit
-from unitsphere.mining.candidates import Found, Places
+from unitsphere.mining.candidates import Found, Places, with_positives
 from unitsphere.mining.filters import CrossEncoderMargin, Margin, NearDuplicates
 from unitsphere.mining.miner import Miner
 from unitsphere.mining.sources import Dense, Lexical, Random
@@ -44,7 +44,8 @@ def slowly(queries, documents, positives, known, quota, first, last, relative):
     """The negatives' rows, query by query, document by document."""
     mined = []
     for query, right in zip(queries, positives, strict=True):
-        threshold = (1 - relative) * min(known[query] @ known[text] for text in right)
+        lowest = min(known[query] @ known[text] for text in right)
+        threshold = lowest - relative * abs(lowest)
         ranked = sorted((-(known[query] @ known[d]), row) for row, d in enumerate(documents) if d not in right)
         allowed = [(score, row) for rank, (score, row) in enumerate(ranked, 1) if first <= rank <= last]
         mined.append([row for score, row in allowed if -score <= threshold][:quota])
@@ -208,6 +209,26 @@ def test_places_find_every_copy_of_a_text():
     assert Places(documents).of([]).tolist() == []
 
 
+def test_a_positive_outside_the_corpus_is_held_against_too(tmp_path):
+    queries, documents, positives, embed, known = space()
+    outside = [d for d in documents if not any(d in right for right in positives)]
+    joined = with_positives(outside, positives)
+    assert [*joined][: len(outside)] == outside and sorted({*joined}) == sorted(documents)
+    assert len(joined) == len(documents) and with_positives(documents, positives) is documents
+    source = attached(Dense(Exact(), quota=4), joined, embed, tmp_path)
+    mined = Miner(joined, {"dense": source}, {"margin": Margin()})(queries, positives)
+    expected = slowly(queries, [*joined], positives, known, 4, 1, 100, 0.05)
+    assert [[n.row for n in negatives] for negatives in mined] == expected
+
+
+def test_many_copies_of_one_query_s_positive_cost_the_others_nothing():
+    documents = ["see attached"] * 500 + ["see the tree", "see the house"]
+    source = attached(Lexical(quota=2, last=3), documents, None, None)
+    mined = Miner(documents, {"bm25": source}, {})(["see house", "see it"], [["see the tree"], ["See attached."]])
+    assert documents[mined[0][0].row] == "see the house"
+    assert not {documents[n.row] for n in mined[1]} & {"see attached"}
+
+
 def test_exact_search_in_blocks_and_from_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr("unitsphere.search.dense.BLOCK", 7)
     generator = np.random.default_rng(0)
@@ -260,7 +281,7 @@ def test_the_verb_writes_what_trains(pairs, tmp_path):
         assert {m["source"] for m in line["mined"]} <= {"bm25", "dense", "random"}
     table = pd.read_parquet(run.folder / "scores" / "mined" / "negatives.parquet")
     assert len(table) == run.metrics["negatives"] and (run.folder / "scores.png").stat().st_size > 5000
-    assert not (run.folder / "vectors.f32").exists()
+    assert not list(run.folder.rglob("vectors.f32"))
     assert mine(config).metrics == run.metrics
 
 
@@ -305,6 +326,9 @@ def test_mined_negatives_join_the_rows_of_their_anchor(tmp_path):
     made, origins = Mined(str(file))(rows, np.random.default_rng(0))
     assert made.negative == [["own", "n1", "n2"], [], ["n1", "n2"]] and list(origins) == [0, 1, 2]
     assert Mined(str(file), count=1)(Rows(anchor=["a"]), np.random.default_rng(0))[0].negative == [["n1"]]
+    file.write_text(json.dumps({"anchor": "a", "negative": ["own", "m1", "m2"], "mined": [{}, {}]}) + "\n")
+    made, _ = Mined(str(file), count=1)(rows, np.random.default_rng(0))
+    assert made.negative == [["own", "m1"], [], ["m1"]]  # the file's own negatives are the row's already
     with pytest.raises(UsageError, match="none of the anchors"):
         Mined(str(file))(Rows(anchor=["z"]), np.random.default_rng(0))
     file.write_text('{"anchor": "a", "negative": "n1"}\n')

@@ -83,11 +83,12 @@ def test_they_are_what_the_model_of_that_step_finds_nearest(whole):
     assert changed > 0  # training has moved what is near
 
 
-def test_a_run_that_was_cut_between_two_minings_goes_on_with_the_same_numbers(whole):
+@pytest.mark.parametrize("stop", [4, 6])
+def test_a_run_that_was_cut_at_a_mining_or_between_two_goes_on_with_the_same_numbers(whole, stop):
     folder, done, _ = whole
     cut = run(folder / "rows.jsonl", folder / "cut")
     with pytest.raises(RuntimeError, match="cut"):
-        train(cut.config, cut, [Watch(stop=6)])
+        train(cut.config, cut, [Watch(stop)])
     assert train(cut.config, cut) == done.metrics
 
 

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -55,6 +56,7 @@ def mine(config: DictConfig) -> Run:
     from unitsphere.data.preparation.step import prepare
     from unitsphere.formats import on_disk
     from unitsphere.mining import audit
+    from unitsphere.mining.candidates import asked, with_positives
     from unitsphere.mining.miner import Miner
     from unitsphere.report.mined import pictures
     from unitsphere.training.run import quiet, remembered
@@ -69,20 +71,22 @@ def mine(config: DictConfig) -> Run:
     rows, prepared = prepare(data.splits.train, steps, config.seed)
     if rows.positive is None:
         raise UsageError(f"data={data.name} has no positives: negatives are mined for pairs (pairs, triplets, beir, …)")
-    embedder = embedder_of(config) if "dense" in sources else None
+    embedder = embedder_of(config) if any(source.reads_model for source in sources.values()) else None
     if embedder is not None:
         embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     embed = embedder and remembered(embedder, config.vector_cache)
-    documents = data.corpus(rows) if config.corpus is None else on_disk.documents(config.corpus)[1]
+    known = asked(rows.anchor, rows.positive)
+    queries, positives = list(known), list(known.values())
+    corpus = data.corpus(rows) if config.corpus is None else on_disk.documents(config.corpus)[1]
+    documents = with_positives(corpus, positives)
     run = Run.create(Path(config.outputs) / config.name, stamped("mine"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", data={"name": data.name, **data.splits.provenance()})
     run.note(preparation=prepared)
-    with run.lock():
+    with run.lock(), TemporaryDirectory(dir=run.folder) as work:
         for source in sources.values():
-            source.attach(documents, embed, run.folder, config.max_length)
+            source.attach(documents, embed, Path(work), config.max_length)
         miner = Miner(documents, sources, filters, config.pick, config.seed)
-        queries, positives = asked(rows)
         mined = _mined(miner, queries, positives, config.chunk)
         _save(run.folder / "negatives.jsonl", rows, documents, dict(zip(queries, mined, strict=True)))
         counts = [len(negatives) for negatives in mined]
@@ -96,20 +100,10 @@ def mine(config: DictConfig) -> Run:
         run.add_metrics(found)
         run.add_items("mined", {"negatives": table})
         pictures(table, run.folder)
-        (run.folder / "vectors.f32").unlink(missing_ok=True)
         if embedder is not None:
             run.note_cut("mining", embedder.read, "max_length")
         run.note(status="done")
     return run
-
-
-def asked(rows: "Rows") -> tuple[list[str], list[list[str]]]:
-    """The different anchors, and of each its positives."""
-    assert rows.positive is not None
-    known: dict[str, list[str]] = {}
-    for anchor, positive in zip(rows.anchor, rows.positive, strict=True):
-        known.setdefault(anchor, []).append(positive)
-    return list(known), list(known.values())
 
 
 def _mined(

@@ -74,7 +74,7 @@ class Batches:
             everything = range(len(rows))
             texts = (p + text for c in self.columns for p, text in zip(*self._texts(c, everything)[:2], strict=True))
             self.tokens = Ahead(texts, encoder, max_length, cache)
-        self._order = self._epoch_order()
+        self._order = self._epoch_order(self.epoch)
 
     def _texts(self, column: str, rows: Sequence[int]) -> tuple[list[str], list[str], list[int]]:
         """What stands before each text of a column in some rows (the row's instruction, else the prompt of the
@@ -91,8 +91,8 @@ class Batches:
         own = [given[row] for row in rows]
         return [prompt if (before := own[at]) is None else before for at in of], texts, of
 
-    def _epoch_order(self) -> np.ndarray:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return self.sampler(self.given, self.batch_size, generator)
 
     def __len__(self) -> int:
@@ -101,7 +101,7 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         if self.position == len(self):  # the last epoch is over, though its iterator may not have been told to stop
             self.epoch, self.position = self.epoch + 1, 0
-            self._order = self._epoch_order()
+            self._order = self._epoch_order(self.epoch)
         while self.position < len(self):
             rows = self._order[self.position]
             self.position += 1
@@ -114,13 +114,15 @@ class Batches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at the batch that `state_dict` named."""
         self.epoch, self.position = state["epoch"], state["position"]
-        self._order = self._epoch_order()
+        self._order = self._epoch_order(self.epoch)
 
     def upcoming(self, count: int) -> np.ndarray:
-        """The different rows of the next `count` batches, of all ranks; all rows where these reach into a new epoch."""
-        if self.position + count > len(self):
-            return np.arange(len(self.rows))
-        return np.unique(self._order[self.position : self.position + count])
+        """The different rows of the next `count` batches, of all ranks, through as many epochs as these are."""
+        coming, epoch = [self._order[self.position : self.position + count]], self.epoch
+        while (left := count - sum(map(len, coming))) > 0 and len(self):
+            epoch += 1
+            coming.append(self._epoch_order(epoch)[:left])
+        return np.unique(np.concatenate(coming))
 
     def set_negatives(self, negatives: Mapping[int, Sequence[str]]) -> None:
         """Give rows other negatives from now on: row number -> texts. Others keep what they have.
@@ -134,7 +136,8 @@ class Batches:
         self.rows = replace(self.rows, negative=[negatives.get(i, own) for i, own in enumerate(had)])
         if "negative" not in self.columns:
             self.columns.append("negative")
-        self.tokens = AsNeeded(self.encoder, self.max_length)
+        read, cut = self.truncated
+        self.tokens = AsNeeded(self.encoder, self.max_length, read, cut)
 
     @property
     def truncated(self) -> tuple[int, int]:

@@ -78,9 +78,9 @@ class AsNeeded:
         cut: How many of them lost their end.
     """
 
-    def __init__(self, encoder: Any, max_length: int):
+    def __init__(self, encoder: Any, max_length: int, read: int = 0, cut: int = 0):
         self.encoder, self.max_length = encoder, max_length
-        self.read = self.cut = 0
+        self.read, self.cut = read, cut
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
         ids, cut = self.encoder.cut(texts, self.max_length)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from unitsphere.mining.candidates import Negative
 from unitsphere.mining.miner import Miner
+from unitsphere.similar import normalised
 
 
 def hidden_positives(
@@ -34,7 +35,7 @@ def hidden_positives(
     pairs = [(q, text) for q, texts in enumerate(positives) for text in dict.fromkeys(texts)]
     drawn = np.random.default_rng(seed).permutation(len(pairs))[:count]
     asked = [pairs[i] for i in drawn if len(miner.places.of([pairs[i][1]]))]  # a document outside cannot be mined
-    left = [[text for text in positives[q] if text != hidden] for q, hidden in asked]
+    left = [[text for text in positives[q] if normalised(text) != normalised(hidden)] for q, hidden in asked]
     mined = miner([queries[q] for q, _ in asked], left) if asked else []
     taken = np.array(
         [

@@ -4,10 +4,14 @@ Q queries, K places in a ranking, E documents that a query must never get as a n
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
 
 import numpy as np
+
+from unitsphere.similar import normalised
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,30 @@ class Negative:
     scores: dict[str, float]
 
 
+class Joined(Sequence[str]):
+    """Two sequences as one, neither of them copied.
+
+    Args:
+        first, second: In this order.
+    """
+
+    def __init__(self, first: Sequence[str], second: Sequence[str]):
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.first[row] if row < len(self.first) else self.second[row - len(self.first)]
+
+    def __iter__(self) -> Iterator[str]:
+        return chain(self.first, self.second)
+
+
 class Places:
     """Where texts stand in a corpus, by hash: 16 bytes a document, whatever its length.
 
-    Texts that differ only in case and white space are the same text.
+    Texts that differ only in case, white space and punctuation are the same text (`similar.normalised`).
 
     Args:
         documents: The corpus, read once.
@@ -75,8 +99,24 @@ class Places:
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
 
+def with_positives(corpus: Sequence[str], positives: Sequence[Sequence[str]]) -> Sequence[str]:
+    """A corpus, and behind it the positives that are not in it: without them no score could be held against theirs."""
+    places = Places(corpus)
+    every = dict.fromkeys(text for texts in positives for text in texts)
+    missing = [text for text in every if not len(places.of([text]))]
+    return Joined(corpus, missing) if missing else corpus
+
+
+def asked(anchors: Sequence[str], positives: Sequence[str]) -> dict[str, list[str]]:
+    """Each different anchor of some pairs -> its positives."""
+    found: dict[str, list[str]] = {}
+    for anchor, positive in zip(anchors, positives, strict=True):
+        found.setdefault(anchor, []).append(positive)
+    return found
+
+
 def _hash(text: str) -> int:
-    folded = " ".join(text.casefold().split()).encode("utf-8", "surrogatepass")
+    folded = normalised(text).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(folded, digest_size=8).digest(), "little")
 
 

@@ -6,7 +6,7 @@ the positive's score: TopK-PercPos 95%).
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +22,8 @@ class Filter(Protocol):
 
 
 class Margin:
-    """Keeps s(q, n) <= s(q, p) - absolute and s(q, n) <= (1 - relative) s(q, p), p the query's lowest positive, s the
-    source's own score.
+    """Keeps s(q, n) <= s(q, p) - absolute and s(q, n) <= s(q, p) - relative |s(q, p)|, p the query's lowest positive, s
+    the source's own score.
 
     A query without a labelled positive, and a source without scores, loses nothing to a margin.
 
@@ -48,7 +48,7 @@ class Margin:
         if self.absolute is not None:
             keep = keep & ~(scores > positive - self.absolute)
         if self.relative is not None:
-            keep = keep & ~(scores > (1 - self.relative) * positive)
+            keep = keep & ~(scores > positive - self.relative * np.abs(positive))
         if self.highest is not None:
             keep = keep & ~(scores > self.highest)
         return keep if self.lowest is None else keep & ~(scores < self.lowest)
@@ -65,7 +65,7 @@ class NearDuplicates:
         self.same = same
 
     def __call__(self, found: Found, keep: np.ndarray) -> np.ndarray:
-        keep, shingles = keep.copy(), cache(self.same.shingles)
+        keep, shingles = keep.copy(), lru_cache(maxsize=2048)(self.same.shingles)
         for q, rows in enumerate(found.rows):
             right = [found.queries[q], *(found.documents[int(at)] for at in found.labelled[q])]
             for place in np.flatnonzero(keep[q]):

@@ -10,6 +10,10 @@ from unitsphere.mining.candidates import Found, Negative, Places
 from unitsphere.mining.filters import Filter
 from unitsphere.mining.sources import Source
 
+MOST_BARRED = (
+    100  # documents of a query that are passed over; where more are equal to its positives, fewer ranks are seen
+)
+
 
 class Miner:
     """Mines a query's negatives out of a corpus: never a labelled positive, the query itself, or a text equal to one.
@@ -65,12 +69,11 @@ class Miner:
         self, source: Source, queries: Sequence[str], labelled: Sequence[np.ndarray], never: Sequence[np.ndarray]
     ) -> tuple[Found, np.ndarray, np.ndarray]:
         """A source's rankings, which of them may be taken (Q, K), and their ranks (Q, K)."""
-        widest = max(map(len, never), default=0)
-        found = source.find(queries, labelled, min(source.last + widest, len(self.documents)))
-        barred = np.full((len(queries), widest), -1)
+        deeper = min(max(map(len, never), default=0), MOST_BARRED)
+        found = source.find(queries, labelled, min(source.last + deeper, len(self.documents)))
+        free = found.rows >= 0
         for q, rows in enumerate(never):
-            barred[q, : len(rows)] = rows
-        free = (found.rows >= 0) & ~(found.rows[:, :, None] == barred[:, None]).any(axis=2)
+            free[q] &= ~np.isin(found.rows[q], rows)
         ranks = free.cumsum(axis=1)
         keep = free & (ranks >= source.first) & (ranks <= source.last)
         for apply in self.filters.values():

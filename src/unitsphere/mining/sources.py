@@ -7,6 +7,7 @@ https://arxiv.org/abs/2007.00808 (a model's own); Moreira et al. 2024, NV-Retrie
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -23,6 +24,8 @@ BLOCK = 16384
 class Source:
     """What the sources share.
 
+    `reads_model` says whether it searches with the model that is given.
+
     Args:
         quota: Negatives a query from this source.
         first: The best rank, from 1, that may be taken, counted without the query's positives: skipping the first
@@ -34,6 +37,7 @@ class Source:
     """
 
     name: str
+    reads_model = False
 
     def __init__(self, quota: int = 1, first: int = 1, last: int = 100):
         if not 1 <= first <= last or quota < 1:
@@ -49,7 +53,7 @@ class Source:
         Args:
             documents: Its texts.
             embed: The model that was given, if one was.
-            folder: For files that are too large for memory.
+            folder: For files that are too large for memory; whoever made it removes it.
             max_length: Tokens kept of a text; None is the model's limit.
         """
         raise NotImplementedError
@@ -66,7 +70,7 @@ class Source:
 
 
 class Lexical(Source):
-    """BM25 (see `search.bm25`).
+    """BM25 (see `search.bm25`). A positive that shares no word with its query has no score to be held against.
 
     Args:
         quota, first, last: As for every source.
@@ -95,7 +99,7 @@ class Lexical(Source):
         for query, rows in zip(queries, labelled, strict=True):
             scores = self._index.scores(query)
             ranked.append(bm25.top(scores, k))
-            positive.append(lowest(scores[rows]))
+            positive.append(lowest(scores[rows][scores[rows] > 0]))
         scores, rows = (np.stack([pair[i] for pair in ranked]) for i in (0, 1))
         return Found(self.name, queries, self._documents, rows, scores, labelled, np.array(positive))
 
@@ -109,6 +113,7 @@ class Dense(Source):
     """
 
     name = "dense"
+    reads_model = True
 
     def __init__(self, index: Any, quota: int = 1, first: int = 1, last: int = 100):
         super().__init__(quota, first, last)
@@ -118,7 +123,6 @@ class Dense(Source):
         if embed is None:
             raise UsageError("source=dense searches with a model: model=… (a run, a folder or a hub id)")
         self._documents, self._embed, self._max_length = documents, embed, max_length
-        folder.mkdir(exist_ok=True)
         self._vectors = VectorFile(folder / "vectors.f32", self._blocks())
         self.index.build(self._vectors)
 
@@ -140,20 +144,21 @@ class Random(Source):
 
     Args:
         quota: Negatives a query.
-        seed: Of the draw.
+        seed: Of the draw, which is a function of it and of the query.
     """
 
     name = "random"
 
     def __init__(self, quota: int = 1, seed: int = 0):
         super().__init__(quota, 1, 10 * quota)
-        self._generator = np.random.default_rng(seed)
+        self.seed = seed
 
     def attach(self, documents: Sequence[str], embed: Embed | None, folder: Path, max_length: int | None) -> None:
         self._documents = documents
 
     def find(self, queries: Sequence[str], labelled: Sequence[np.ndarray], k: int) -> Found:
         count = len(self._documents)
-        rows = np.stack([self._generator.choice(count, min(k, count), replace=False) for _ in queries])
+        draws = (np.random.default_rng([self.seed, crc32(query.encode("utf-8", "surrogatepass"))]) for query in queries)
+        rows = np.stack([draw.choice(count, min(k, count), replace=False) for draw in draws])
         nothing = np.full(rows.shape, np.nan)
         return Found(self.name, queries, self._documents, rows, nothing, labelled, nothing[:, 0])

@@ -4,8 +4,9 @@ Paper: Xiong et al. 2020, ANCE, https://arxiv.org/abs/2007.00808 (which refreshe
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytorch_lightning as pl
 
 from unitsphere.data.batches import Batches
 from unitsphere.errors import UsageError
+from unitsphere.mining.candidates import asked, with_positives
 from unitsphere.mining.filters import Filter
 from unitsphere.mining.miner import Miner
 from unitsphere.mining.sources import Source
@@ -22,15 +24,15 @@ from unitsphere.runs import write
 class Remine(pl.Callback):
     """Before the first step, and every `every` steps, gives the rows of the next `every` batches new negatives.
 
-    They come from these rows' positives and as many more of the data's positives as `documents` allows. What was mined
-    is kept in `mined/step_<n>.jsonl` in the run's folder, so that a run which was cut goes on with the same negatives.
-    Of several ranks, each mines for itself and finds the same.
+    They come from these rows' positives, and from others of the data until there are `documents` of them. What was
+    mined is kept in `mined/step_<n>.jsonl` in the run's folder, so that a run which was cut goes on with the same
+    negatives. Of several ranks, each mines for itself and finds the same.
 
     Args:
         sources: Name -> where negatives come from (see `mining.sources`).
         filters: Name -> what makes a candidate unfit.
         every: Optimiser steps between two minings.
-        documents: The most documents that are searched; None is all positives.
+        documents: To how many documents the rows' own positives are made up by others; None takes all positives.
         max_length: Tokens that the model reads of a text while mining; None is its limit.
         seed: Of the choice of documents.
 
@@ -56,7 +58,7 @@ class Remine(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
         step = trainer.global_step
         file = self._file(trainer, step // self.every * self.every)
-        if step % self.every and file.exists():  # it was cut in between
+        if file.exists():  # the run was cut since
             mined = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             _batches(trainer).set_negatives(dict(mined))
         else:
@@ -74,20 +76,21 @@ class Remine(pl.Callback):
         if rows.positive is None:
             raise UsageError("callbacks.remine mines for pairs, and the data has no positives.")
         coming = batches.upcoming(self.every * trainer.accumulate_grad_batches).tolist()
-        own = list(dict.fromkeys(rows.positive[i] for i in coming))
-        others = [text for text in dict.fromkeys(rows.positive) if text not in set(own)]
+        own = dict.fromkeys(rows.positive[i] for i in coming)
+        others = [text for text in dict.fromkeys(rows.positive) if text not in own]
         room = len(others) if self.documents is None else max(0, min(self.documents - len(own), len(others)))
         drawn = np.random.default_rng([self.seed, trainer.global_step]).permutation(len(others))[:room]
-        documents = own + [others[i] for i in drawn]
+        documents: Sequence[str] = [*own, *(others[i] for i in drawn)]
         file = self._file(trainer, trainer.global_step)
         file.parent.mkdir(exist_ok=True)
-        for source in self.sources.values():
-            source.attach(documents, module.embedder.embed, file.parent / f"rank{trainer.global_rank}", self.max_length)
-        known: dict[str, list[str]] = {}
-        for anchor, positive in zip(rows.anchor, rows.positive, strict=True):
-            known.setdefault(anchor, []).append(positive)
+        known = asked(rows.anchor, rows.positive)
         queries = list(dict.fromkeys(rows.anchor[i] for i in coming))
-        mined = Miner(documents, self.sources, self.filters, seed=self.seed)(queries, [known[q] for q in queries])
+        positives = [known[query] for query in queries]
+        documents = with_positives(documents, positives)
+        with TemporaryDirectory(dir=file.parent) as work:
+            for source in self.sources.values():
+                source.attach(documents, module.embedder.embed, Path(work), self.max_length)
+            mined = Miner(documents, self.sources, self.filters, seed=self.seed)(queries, positives)
         found = dict(zip(queries, ([documents[n.row] for n in negatives] for negatives in mined), strict=True))
         negatives = {row: found[rows.anchor[row]] for row in coming}
         if trainer.is_global_zero:

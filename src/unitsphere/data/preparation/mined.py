@@ -18,7 +18,7 @@ class Mined:
 
     Args:
         path: negatives.jsonl of `unitsphere mine`, or any file with columns `anchor` and `negative` (a list).
-        count: At most so many a row, the first ones; None is all.
+        count: At most so many mined ones a row, the first; None is all.
 
     Raises:
         UsageError: The file is malformed, or has no row's anchor.
@@ -37,9 +37,12 @@ class Mined:
             texts = None if isinstance(record, BadRow) else record.get("negative")
             if not isinstance(texts, list | tuple) or not isinstance(record.get("anchor"), str):  # type: ignore[union-attr]
                 raise UsageError(f"{self.path}, row {number}: anchor and a list negative expected, found {record}")
-            mined[record["anchor"]] = list(texts)[: self.count]  # type: ignore[index]
+            how = record.get("mined")  # type: ignore[union-attr]
+            new = list(texts)[len(texts) - len(how) :] if how is not None else list(texts)  # the row's own stand first
+            mined[record["anchor"]] = new[: self.count]  # type: ignore[index]
         if not mined.keys() & set(rows.anchor):
             raise UsageError(f"{self.path} has negatives for none of the anchors; mine them from the same data.")
         had: Sequence[Sequence[str]] = rows.negative or [[]] * len(rows)
-        more = [[*own, *mined.get(anchor, ())] for own, anchor in zip(had, rows.anchor, strict=True)]
+        found = (mined.get(anchor, ()) for anchor in rows.anchor)
+        more = [[*own, *(text for text in new if text not in own)] for own, new in zip(had, found, strict=True)]
         return replace(rows, negative=more), range(len(rows))
