@@ -293,6 +293,7 @@ def quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    warnings.formatwarning = lambda message, *where: f"{message}\n"  # a person reads what, not in which line of ours
     for name in ("pytorch_lightning", "lightning_fabric", "torch", "faiss", "bm25s"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
