@@ -18,7 +18,7 @@ hard=$(ls -d "$chain"hard/*/) negatives=$(ls -d "$chain"negatives/*/)
 
 python train.py loss=cross_encoder eval=none select=last encoder=hub encoder.path="$hard" $data preparation=mined \
   preparation.mined.path="$negatives/negatives.jsonl" loss.in_batch=2 optim.lr=1e-4 trainer.max_steps=100 trainer.threads=1 \
-  outputs="$out" name=cross_encoder "~callbacks.progress" "embedder.prompts={query: '', document: ''}"
+  outputs="$out" name=cross_encoder "~callbacks.progress"
 scorer=$(ls -td "$out"/cross_encoder/*/ | head -1)
 unitsphere evaluate model="$hard" "eval=[retrieval,hybrid]" eval.retrieval.path="$set_name" eval.retrieval.max_length=64 \
   eval.hybrid.reranker="$scorer" eval.hybrid.cross_encoder.max_length=96 eval.hybrid.depth=10 eval.hybrid.rerank_from=dense \
