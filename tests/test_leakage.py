@@ -1,6 +1,7 @@
 """What evaluators hold, looked for in training rows: by hand, and against a slow search through all rows."""
 
 import json
+import weakref
 from itertools import permutations
 
 import pytest
@@ -111,6 +112,44 @@ def test_nothing_held_and_nothing_to_find(same):
     kept, found = look(PAIRS, same, none=[])
     assert kept is PAIRS and found["none"]["found"] == found["none"]["share"] == 0
     assert Leakage(same)(PAIRS, {"test": []}) == (PAIRS, [])
+
+
+class Read(str):
+    """A text that a weak reference can watch."""
+
+
+class Stream:
+    """A column that is made as it is read; `most` is how many of its texts were in memory at once."""
+
+    def __init__(self, count):
+        self.count, self.read, self.most = count, 0, 0
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        alive = weakref.WeakKeyDictionary()
+        for i in range(self.count):
+            self.read += 1
+            text = Read(f"Text {i % 40}!")
+            alive[text] = self.read
+            self.most = max(self.most, len({*map(id, alive.keys())}))
+            yield text
+            del text
+
+
+def test_rows_on_disk_are_not_gathered_in_memory():
+    rows = Rows(Stream(400), Stream(400))
+    assert look(rows, nothing=[])[1]["nothing"]["found"] == 0 and rows.anchor.read == 0
+    report = look(rows, q=["text 7", "text 8", "text 41"])[1]["q"]
+    assert report["found"] == 2 and 0 < rows.anchor.most < 10
+
+
+def test_each_match_is_named_once():
+    for same in (Exact(), Near()):
+        assert same.matches(["who is it"], iter(["Who is it", "else", "Who is it", "WHO is it"])) == {
+            "who is it": ["Who is it", "WHO is it"]
+        }
 
 
 def test_removing_takes_what_dev_holds_too_and_never_all():

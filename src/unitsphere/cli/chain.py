@@ -18,6 +18,8 @@ from unitsphere.cli.help import first_comment
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, stamped, write
 
+SHARED = ("data", "preparation", "seed")  # what a stage that does not train takes of the overrides for all
+
 PAGE = """unitsphere chain NAME [key=value …] [STAGE.key=value …]
 unitsphere chain resume=FOLDER
 
@@ -100,12 +102,10 @@ def begin(name: str, typed: Sequence[str]) -> Path:
 
 
 def shared(stage: Sequence[str], everywhere: Sequence[str]) -> list[str]:
-    """What a stage takes of the overrides that are for all: one that does not train knows data, preparation and seed."""
+    """What a stage takes of the overrides that are for all: one that does not train knows SHARED only."""
     if verb(stage) == "train":
         return list(everywhere)
-    return [
-        o for o in everywhere if o.lstrip("+~").partition("=")[0].partition(".")[0] in ("data", "preparation", "seed")
-    ]
+    return [o for o in everywhere if o.lstrip("+~").partition("=")[0].partition(".")[0] in SHARED]
 
 
 def verb(stage: Sequence[str]) -> str:

@@ -125,7 +125,8 @@ def retrieval_set(
 
 
 def write(folder: Path, sets: Mapping[str, RetrievalSet]) -> None:
-    """A BEIR folder of one or more splits, whose ids are one another's; `folder` is made. Titles are part of the texts."""
+    """Retrieval sets as the splits of one BEIR folder, which is made; an id is the same text in all. Titles are part of
+    the texts."""
     (folder / "qrels").mkdir(parents=True)
     texts: dict[str, dict[str, str]] = {"corpus": {}, "queries": {}}
     for of in sets.values():

@@ -20,7 +20,8 @@ class Mixed:
     """Each batch has a share of rows of each named task; the other tasks' rows, in random order, fill it up.
 
     Those others are used once an epoch at most, which ends when they fill no batch any more; the named ones are
-    shuffled anew as often as fewer than a share are left, so that no batch has a row twice. Where all are named, an epoch has as many batches as the rows would fill.
+    shuffled anew whenever less than a share of them is left, so that no batch has a row twice. Where all are named, an
+    epoch has as many batches as the rows would fill.
 
     Args:
         weights: Task -> its share of a batch, above 0; together at most 1.
