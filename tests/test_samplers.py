@@ -11,7 +11,13 @@ from unitsphere.data.batches import Batches
 from unitsphere.data.mixture import Mixture
 from unitsphere.data.rows import COLUMNS, Rows
 from unitsphere.data.samplers import (
-    ClassBalanced, LanguageBalanced, LengthGrouped, Mixed, NoDuplicates, Shuffled, TaskHomogeneous,
+    ClassBalanced,
+    LanguageBalanced,
+    LengthGrouped,
+    Mixed,
+    NoDuplicates,
+    Shuffled,
+    TaskHomogeneous,
 )  # fmt: skip
 from unitsphere.data.samplers.length_grouped import lengths
 from unitsphere.data.table import Table
