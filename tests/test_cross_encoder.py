@@ -84,7 +84,7 @@ def test_the_base_is_the_encoder_under_training_and_the_rest_the_checkpoints(tmp
 def test_a_tokenizer_in_python_is_refused(monkeypatch):
     encoder = tiny()
     monkeypatch.setattr(type(encoder.tokenizer), "is_fast", False)
-    with pytest.raises(UsageError, match="is a tokenizer in Python; a cross-encoder takes one with tokenizer.json"):
+    with pytest.raises(UsageError, match=r"is a tokenizer in Python; .* takes one with tokenizer\.json"):
         PairScorer(encoder)
 
 

@@ -144,7 +144,7 @@ class Stream:
 
 
 def test_rows_on_disk_are_not_gathered_in_memory():
-    rows = Rows(Stream(400), Stream(400))
+    rows = Rows(Stream(), Stream())
     assert look(rows, nothing=[])[1]["nothing"]["found"] == 0 and Stream.read == 0
     assert look(rows, q=["text 7", "text 8", "text 400"])[1]["q"]["found"] == 2 and 0 < Read.most < 20
 

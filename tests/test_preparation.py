@@ -101,7 +101,7 @@ def test_steps_are_applied_in_the_order_given_and_none_left_is_said():
         (Html(), "<nav>Home<p>Real article text", "<nav>Home Real article text"),
         (Html(), "<form>a <nav>b</nav> c", "<form>a   c"),
         (Html(), "a <nav>b <form>c</nav>d", "a  d"),
-        (Html(), "What does <style> do?", "What does <style> do?"),
+        (Html(), "<style>b</style> What does <style> do, and <script> &amp; <p>?", "What does <style> do, and <script> &  ?"),
         (Language(["en"]), "The contract ends when both parties agree.", "The contract ends when both parties agree."),
         (Language(["en"]), "Der Vertrag endet, wenn beide Seiten zustimmen.", None),
         (Language(["en", "zh"]), "劳动合同期满，用人单位不再续签的，应当支付经济补偿。", "劳动合同期满，用人单位不再续签的，应当支付经济补偿。"),

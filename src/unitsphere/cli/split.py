@@ -44,7 +44,7 @@ def job(config: DictConfig) -> None:
     )
     if said["without_instruction"]:
         table.show(
-            f"{' and '.join(said['without_instruction'])}: train.jsonl keeps the instructions; BEIR's layout has no place "
-            "for them, so the queries drawn are scored without"
+            f"{' and '.join(said['without_instruction'])}: train.jsonl keeps the instructions; BEIR's layout has no "
+            "place for them, so the queries drawn are scored without"
         )
     table.show(str(folder))

@@ -57,6 +57,12 @@ class _Reader(HTMLParser):
         self.parts: list[str] = []
         self.inside: list[tuple[str, int]] = []  # silent elements that are open, and how many parts came before each
 
+    def close(self) -> None:
+        super().close()
+        while self.cdata_elem is not None and self.rawdata:  # a script or style that never ends: the rest is text too
+            self.clear_cdata_mode()
+            super().close()
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in self.silent:
             self.inside.append((tag, len(self.parts)))
