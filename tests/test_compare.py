@@ -199,7 +199,7 @@ def evaluations(tmp_path_factory):
     corpus = {f"d{i}": f"about {text}" for i, text in enumerate(said)}
     queries = {f"q{i}": " ".join(text.split()[:3]) for i, text in enumerate(said)}
     beir.write(
-        folder / "words", RetrievalSet("words", corpus, queries, {f"q{i}": {f"d{i}": 1} for i in range(60)}), "test"
+        folder / "words", {"test": RetrievalSet("words", corpus, queries, {f"q{i}": {f"d{i}": 1} for i in range(60)})}
     )
     pairs = [{"sentence1": s, "sentence2": said[i - 1], "score": float(i % 5)} for i, s in enumerate(said)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))

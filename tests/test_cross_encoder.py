@@ -81,6 +81,13 @@ def test_the_base_is_the_encoder_under_training_and_the_rest_the_checkpoints(tmp
         torch.testing.assert_close(again.model.state_dict()[part], made.model.state_dict()[part])
 
 
+def test_a_tokenizer_in_python_is_refused(monkeypatch):
+    encoder = tiny()
+    monkeypatch.setattr(type(encoder.tokenizer), "is_fast", False)
+    with pytest.raises(UsageError, match=r"is a tokenizer in Python; .* takes one with tokenizer\.json"):
+        PairScorer(encoder)
+
+
 def attached(loss, **options):
     embedder = model(dropout=0.0, **options)
     embedder.encoder.tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]

@@ -113,6 +113,49 @@ def test_nothing_held_and_nothing_to_find(same):
     assert Leakage(same)(PAIRS, {"test": []}) == (PAIRS, [])
 
 
+class Read(str):
+    """A text that is counted as long as it is in memory."""
+
+    alive = most = 0
+
+    def __new__(cls, text):
+        cls.alive += 1
+        cls.most = max(cls.most, cls.alive)
+        return super().__new__(cls, text)
+
+    def __del__(self):
+        Read.alive -= 1
+
+
+class Stream:
+    """A column whose texts are made as they are read."""
+
+    read = 0
+
+    def __len__(self):
+        return 400
+
+    def __getitem__(self, row):
+        Stream.read += 1
+        return Read(f"Text {row}!")
+
+    def __iter__(self):
+        return (self[row] for row in range(400))
+
+
+def test_rows_on_disk_are_not_gathered_in_memory():
+    rows = Rows(Stream(), Stream())
+    assert look(rows, nothing=[])[1]["nothing"]["found"] == 0 and Stream.read == 0
+    assert look(rows, q=["text 7", "text 8", "text 400"])[1]["q"]["found"] == 2 and 0 < Read.most < 20
+
+
+def test_each_match_is_named_once():
+    for same in (Exact(), Near()):
+        assert same.matches(["who is it"], iter(["Who is it", "else", "Who is it", "WHO is it"])) == {
+            "who is it": ["Who is it", "WHO is it"]
+        }
+
+
 def test_removing_takes_what_dev_holds_too_and_never_all():
     kept, found = look(PAIRS, action="remove", dev=[Holds(d=["a"])], q=["who is it"])
     assert kept.anchor == PAIRS.anchor[1:4] and kept.negative == PAIRS.negative[1:4]

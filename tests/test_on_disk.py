@@ -11,12 +11,18 @@ from conftest import composed
 from unitsphere import paths
 from unitsphere.cli.train import start
 from unitsphere.data.batches import Batches
+from unitsphere.data.mixture import Mixture
+from unitsphere.data.preparation.duplicates import Duplicates
+from unitsphere.data.preparation.sample import Sample
+from unitsphere.data.preparation.step import prepare
+from unitsphere.data.preparation.whitespace import Whitespace
 from unitsphere.data.rows import COLUMNS
 from unitsphere.data.samplers import Shuffled
 from unitsphere.data.table import Table
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.formats import beir, on_disk
+from unitsphere.similar import Exact
 from unitsphere.training.run import train
 
 
@@ -152,6 +158,17 @@ def test_a_run_from_disk_is_the_run_from_memory(tmp_path):
         run = start(config, [], {})
         metrics.append(train(run.config, run))
     assert metrics[0] == metrics[1]
+
+
+def test_a_step_or_mixture_that_would_read_all_rows_into_memory_is_refused(tmp_path):
+    table = Table(pairs_file(tmp_path), FULL, on_disk=True)
+    for name, step in {"whitespace": Whitespace(), "exact_duplicates": Duplicates(Exact())}.items():
+        with pytest.raises(UsageError, match=rf"preparation.{name} reads all rows into memory; data.on_disk=false"):
+            prepare(table.splits.train, {name: step}, 1)
+    sample, report = prepare(table.splits.train, {"sample": Sample(20)}, 1)
+    assert sample.on_disk and report[0]["left"] == len(sample) > 10
+    with pytest.raises(UsageError, match=r"memory; data.sources.far.on_disk=false says so"):
+        Mixture({"far": table}, PAIR).load()
 
 
 def test_what_cannot_stay_on_disk(tmp_path):

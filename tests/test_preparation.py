@@ -9,6 +9,7 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 
 from conftest import composed
+from unitsphere import paths
 from unitsphere.build import build
 from unitsphere.cli.train import start
 from unitsphere.data.preparation import words as words_module
@@ -96,6 +97,11 @@ def test_steps_are_applied_in_the_order_given_and_none_left_is_said():
         (Html(boilerplate=False), "<nav>Home</nav><h1>标题</h1>", "Home  标题"),
         (Html(), "plain text, as it was", "plain text, as it was"),
         (Html(), "<script>only()</script>", None),
+        (Html(), "How do I style a <select> element in CSS?", "How do I style a <select> element in CSS?"),
+        (Html(), "<nav>Home<p>Real article text", "<nav>Home Real article text"),
+        (Html(), "<form>a <nav>b</nav> c", "<form>a   c"),
+        (Html(), "a <nav>b <form>c</nav>d", "a  d"),
+        (Html(), "<style>b</style> What does <style> do, and <script> &amp; <p>?", "What does <style> do, and <script> &  ?"),
         (Language(["en"]), "The contract ends when both parties agree.", "The contract ends when both parties agree."),
         (Language(["en"]), "Der Vertrag endet, wenn beide Seiten zustimmen.", None),
         (Language(["en", "zh"]), "劳动合同期满，用人单位不再续签的，应当支付经济补偿。", "劳动合同期满，用人单位不再续签的，应当支付经济补偿。"),
@@ -277,6 +283,10 @@ def test_synonyms(tmp_path):
     assert step.text("nothing here to say", draw()) == "nothing here to say"
     once = Synonyms(str(table), count=1)
     assert {once.text("happy happy day", draw(s)).count("happy") for s in range(20)} == {1}
+    marked = tmp_path / "marked.tsv"
+    marked.write_text("c++\tcpp\n.net\tdotnet\nu.s.\tAmerica\nc\tC89\n")
+    said = Synonyms(str(marked), rate=1.0)
+    assert said.text("C++ on .net in the U.S. (c)", draw()) == "Cpp on dotnet in the America (C89)"
     lines = tmp_path / "table.jsonl"
     lines.write_text(json.dumps({"word": "Happy", "synonyms": ["glad", "joyful"]}) + "\n")
     assert Synonyms(str(lines)).table == {"happy": ["glad", "joyful"]}
@@ -303,6 +313,18 @@ def test_pseudo_queries_by_title_summary_and_crop():
     cropped, _ = one(PseudoQueries("crop", column="positive", remove=False), Rows(["x", "y"], [long, long]))
     assert cropped.anchor[0] == cropped.anchor[1] in long and len(cropped.anchor[0].split()) == 8
     assert cropped.positive == [long, long]
+
+
+def test_a_cropped_query_leaves_its_document_whatever_white_space_it_has():
+    lines = "\n\n".join(f"w{i}  v{i}" for i in range(15))
+    zh = "请问劳动合同\n到期以后公司不续签，\n员工应该怎么办？"
+    made, _ = one(PseudoQueries("crop"), Rows([lines, zh, "what (is) a.b"]))
+    for query, rest, document in zip(
+        made.anchor, made.positive, (lines, zh), strict=True
+    ):  # of the third nothing is left
+        assert len(words(query)) == 8 and len(words(rest)) == len(words(document)) - 8
+        at = next(i for i in range(len(words(document))) if words(document)[i : i + 8] == words(query))
+        assert words(rest) == words(document)[:at] + words(document)[at + 8 :]
 
 
 def slow_summary(document):
@@ -407,19 +429,17 @@ def test_a_resumed_run_prepares_the_same_rows(sentences, tmp_path, monkeypatch):
     assert run.info["data"] == whole.info["data"]
 
 
-def test_every_option_of_the_group_has_its_step():
-    for option in (
-        "unicode",
-        "whitespace",
-        "length",
-        "language",
-        "html",
-        "exact_duplicates",
-        "near_duplicates",
-        "crop",
-    ):
-        node = composed(f"preparation={option}").preparation
-        assert list(node) == [option] and build(node[option]).gives in ((), ("positive",))
+def test_every_option_of_the_group_has_its_step(tmp_path):
+    table = tmp_path / "table.tsv"
+    table.write_text("happy\tglad\n")
+    given = {"synonyms": table, "mined": table}
+    options = sorted(file.stem for file in (paths.conf() / "preparation").glob("*.yaml"))
+    assert len(options) > 10 and set(given) < set(options)
+    for option in options:
+        more = [f"preparation.{option}.path={given[option]}"] if option in given else []
+        node = composed(f"preparation={option}", *more).preparation
+        assert list(node) == ([] if option == "none" else [option])
+        assert all(set(build(step).gives) <= {"positive", "negative"} for step in node.values())
     several = composed("preparation=[html,unicode,whitespace,length,near_duplicates]").preparation
     assert list(several) == ["html", "unicode", "whitespace", "length", "near_duplicates"]
     assert composed().preparation == {}

@@ -10,7 +10,15 @@ import torch
 from unitsphere.data.batches import Batches
 from unitsphere.data.mixture import Mixture
 from unitsphere.data.rows import COLUMNS, Rows
-from unitsphere.data.samplers import LanguageBalanced, LengthGrouped, NoDuplicates, Shuffled, TaskHomogeneous
+from unitsphere.data.samplers import (
+    ClassBalanced,
+    LanguageBalanced,
+    LengthGrouped,
+    Mixed,
+    NoDuplicates,
+    Shuffled,
+    TaskHomogeneous,
+)  # fmt: skip
 from unitsphere.data.samplers.length_grouped import lengths
 from unitsphere.data.table import Table
 from unitsphere.encoders.tiny import tiny
@@ -197,12 +205,16 @@ def test_the_length_of_a_row_counts_its_negatives():
     assert lengths(Rows(["a", "b"], ["pp", "p"], [["nnn", "n"], []])).tolist() == [7, 2]
 
 
-SAMPLERS = [NoDuplicates(), LanguageBalanced(2.0), LengthGrouped(3), TaskHomogeneous(2.0)]
+SAMPLERS = [
+    NoDuplicates(), LanguageBalanced(2.0), LengthGrouped(3), TaskHomogeneous(2.0), ClassBalanced(4), Mixed({"x": 0.25}),
+]  # fmt: skip
 
 
 def batches(folder, sampler):
     made = repetitive(90, 30, 40)
-    rows = Rows(made.anchor, made.positive, language=["en", "en", "zh"] * 30, task=["x", "y", "y"] * 30)
+    rows = Rows(
+        made.anchor, made.positive, label=["1", "2", "3"] * 30, language=["en", "en", "zh"] * 30, task=["x", "y", "y"] * 30
+    )  # fmt: skip
     return Batches(rows, COLUMNS, sampler, tiny(), {}, 8, 16, 1, folder)
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from unitsphere.data.preparation import words as preparation
 from unitsphere.errors import UsageError
 from unitsphere.search import fusion
 from unitsphere.search.bm25 import BM25
@@ -171,3 +172,9 @@ def test_reranking_is_a_sort_of_the_first_ones(depth):
         assert all(a > b for a, b in pairwise(known[len(first) - 1 :]))
         assert [pair for pair in asked if pair[0] == queries[q]] == [(queries[q], documents[d]) for d in before[:depth]]
     assert scores.dtype == np.float32
+
+
+def test_preparation_and_search_agree_on_which_scripts_have_no_spaces():
+    for text in ("大熊猫", "人々", "ひらがな", "𠮷野家", "ﾊﾛｰ"):
+        assert preparation.words(text) == list(text) and BM25(["x"]).words(text) == [a + b for a, b in pairwise(text)]
+    assert preparation.words("한국어 문서") == ["한국어", "문서"] and BM25(["x"]).words("한국어") == ["한국", "국어"]

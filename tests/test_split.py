@@ -77,6 +77,17 @@ def test_every_row_is_somewhere_and_a_query_moves_with_all_its_rows():
         assert [i for i, anchor in enumerate(rows.anchor) if anchor in queries] == of_split, split
 
 
+def test_pairs_stored_both_ways_leave_nothing_of_test_in_dev():
+    pairs = [(f"{word} {i * 7919}", f"{word} has {i * 104729} answers") for i, word in enumerate(WORDS * 5)]
+    both = pairs + [(d, q) for q, d in pairs]
+    rows = Rows([q for q, _ in both], [d for _, d in both])
+    for seed in range(5):
+        division = divide(rows, COUNTS, {"equal": Exact()}, seed=seed)
+        asked = {rows.anchor[i] for i in division.held["test"]}
+        assert not any(rows.positive[i] in asked for i in division.held["dev"])
+        assert sum(map(len, division.held.values())) + len(division.train) + division.dropped["equal"] == len(rows)
+
+
 def test_the_answer_of_a_held_out_query_may_answer_another():
     rows = Rows([f"query of its own {i} {i * 77777}" for i in range(20)], ["one answer"] * 20)
     division = divide(rows, {"test": 5}, {"equal": Exact()})
@@ -189,6 +200,19 @@ def test_the_verb_takes_all_rows_of_a_file(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "30 test queries, 10 dev queries, 300 documents, 260 rows for training" in printed and str(out) in printed
     assert sum(1 for _ in (out / "train.jsonl").open()) == 260
+
+
+def test_instructions_stay_as_they_were_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["unitsphere"])
+    file, out = tmp_path / "records.jsonl", tmp_path / "mine"
+    row = {"query_instruction": "Find it", "positive_instruction": "Show it"}
+    lines = [row | {"query": f"question {i} {i * 7919}", "positive": f"answer {i}"} for i in range(60)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    verb.main(["data=instructions", f"data.path={file}", f"out={out}", "queries=6", "dev=0", "near=null"])
+    (first, *_) = map(json.loads, (out / "train.jsonl").open())
+    assert (first["anchor_instruction"], first["positive_instruction"]) == ("Find it", "Show it")
+    assert json.loads((out / "split.json").read_text())["without_instruction"] == ["anchor", "positive"]
+    assert "the queries drawn are scored without" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

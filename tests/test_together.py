@@ -1,6 +1,7 @@
 """Two real processes evaluate together: the numbers of one process, and no process that waits for one that failed."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from unitsphere.errors import UsageError
 from unitsphere.evaluation.retrieval import Retrieval
 from unitsphere.evaluation.score import score
 from unitsphere.runs import Run
+from unitsphere.training.module import EmbeddingModule
 from unitsphere.training.together import SharedEmbed, clock, together
 from unitsphere.types import Result, RetrievalSet
 
@@ -55,8 +57,10 @@ def worker(rank, port, divide, results):
 
     embed = SharedEmbed(counting, torch.device("cpu"), divide)
     metrics = together(lambda: score([Retrieval("test", made())], embed)).metrics
+    module = EmbeddingModule(embedder, None, None, [Retrieval("test", replace(made(), max_length=5))])
+    module.score_dev()
     vectors = embed(TEXTS[:5], "query"), embed(TEXTS[:1], "query")
-    done = {"metrics": metrics, "count": sum(counted), "vectors": vectors}
+    done = {"read": module.read_dev, "metrics": metrics, "count": sum(counted), "vectors": vectors}
     done["stopped"] = together(lambda: score([Retrieval("test", made())], embed, 1e-9, clock)).protocol
     for when in range(3):
         try:
@@ -78,6 +82,9 @@ def test_two_ranks_score_like_one_and_fail_together(divide):
     a, b = results[0], results[1]
     assert a["metrics"] == b["metrics"] and a["metrics"] == pytest.approx(alone, abs=1e-6)
     assert 0 < alone["made/mrr@10"] < 1
+    with embedder.counting() as read:
+        score([Retrieval("test", replace(made(), max_length=5))], embedder.embed)
+    assert a["read"] == b["read"] == read and 0 < read["document", 5][1] <= read["document", 5][0]
     total = len(TEXTS) + len(made().queries)
     assert a["count"] + b["count"] == pytest.approx(total + 6 if divide else 2 * (total + 6), abs=2)
     for mine in (a, b):

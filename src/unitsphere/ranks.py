@@ -6,7 +6,7 @@ over ranks divides by world. A token loss sees this rank's rows: `mean` multipli
 Code read: torch.distributed.nn.functional; the gather of princeton-nlp/SimCSE, which differs by the factor world.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,16 @@ def from_first(value: Any) -> Any:
     held = [value]
     dist.broadcast_object_list(held)
     return held[0]
+
+
+def summed(counts: Mapping[Any, tuple[int, int]]) -> dict[Any, tuple[int, int]]:
+    """The sums of every rank's two counts, key by key, on every rank."""
+    parts: list[Any] = [dict(counts)]
+    if several():
+        parts = [None] * dist.get_world_size()
+        dist.all_gather_object(parts, dict(counts))
+    keys = dict.fromkeys(key for part in parts for key in part)
+    return {key: (sum(p.get(key, (0, 0))[0] for p in parts), sum(p.get(key, (0, 0))[1] for p in parts)) for key in keys}
 
 
 class FailedElsewhere(UsageError):

@@ -27,7 +27,8 @@ class Same(Protocol):
         ...
 
     def matches(self, wanted: Iterable[str], among: Iterable[str]) -> Mapping[str, Sequence[str]]:
-        """Each wanted text that is there -> those among the others that are the same."""
+        """Each wanted text that is there -> those among the others that are the same, each once. The others are read
+        one by one, however many there are."""
         ...
 
 
@@ -91,7 +92,7 @@ class Near:
         sizes = [len(shingles) for shingles in sought.values()]
         low, high = min(sizes, default=0) * self.jaccard, max(sizes, default=0) / self.jaccard
         # |A ∩ B| / |A ∪ B| is at most the smaller size over the larger: a long document is not hashed.
-        fitting = [other for other in among if low <= len(self.shingles(other)) <= high]
+        fitting = dict.fromkeys(other for other in among if low <= len(self.shingles(other)) <= high)
         return _by_wanted(
             (other, [t for t in index.query(hashed) if self.alike(sought[t], self.shingles(other))])
             for other, hashed in zip(fitting, self._hashed(fitting), strict=True)
@@ -134,8 +135,8 @@ def _hash(shingle: str) -> int:
 
 def _by_wanted(pairs: Iterable[tuple[str, Iterable[str]]]) -> dict[str, list[str]]:
     """(Other text, wanted texts that are the same) turned round."""
-    found: dict[str, list[str]] = defaultdict(list)
+    found: dict[str, dict[str, None]] = defaultdict(dict)
     for other, wanted in pairs:
         for text in wanted:
-            found[text].append(other)
-    return dict(found)
+            found[text][other] = None
+    return {text: list(others) for text, others in found.items()}

@@ -18,12 +18,14 @@ from unitsphere.cli.help import first_comment
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, stamped, write
 
+SHARED = ("data", "preparation", "seed")  # what a stage that does not train takes of the overrides for all
+
 PAGE = """unitsphere chain NAME [key=value …] [STAGE.key=value …]
 unitsphere chain resume=FOLDER
 
 Runs the stages of conf/chain/NAME.yaml, or of NAME where that is a file, one after another. key=value goes to every
-stage that trains, data and seed to one that mines too, STAGE.key=value to that stage. FOLDER is that of a chain which
-was cut.
+stage that trains, data, preparation and seed to one that mines too, STAGE.key=value to that stage. FOLDER is that of a
+chain which was cut.
 
   unitsphere chain domain_adaptation data=docstrings mlm.trainer.max_steps=200 contrastive.trainer.max_steps=60
   unitsphere chain domain_adaptation data=pairs data.path=tickets.csv seed=2
@@ -63,7 +65,7 @@ def begin(name: str, typed: Sequence[str]) -> Path:
     """Make the chain's folder, with chain.yaml: stage -> overrides.
 
     Raises:
-        UsageError: There is no such chain.
+        UsageError: There is no such chain, or a stage does not compose.
     """
     file = paths.conf() / "chain" / f"{name}.yaml"
     file = file if file.exists() else Path(name).expanduser()
@@ -91,6 +93,7 @@ def begin(name: str, typed: Sequence[str]) -> Path:
         stage: last_of_each_key([*overrides, *shared(overrides, everywhere), *own[stage]])
         for stage, overrides in stages.items()
     }
+    check(given)
     outputs = next((o.removeprefix("outputs=") for o in everywhere if o.startswith("outputs=")), "outputs")
     folder = Run.create(Path(outputs) / "chains" / file.stem, stamped("chain")).folder.resolve()
     kept = {stage: [o for o in overrides if not o.startswith("outputs=")] for stage, overrides in given.items()}
@@ -99,10 +102,10 @@ def begin(name: str, typed: Sequence[str]) -> Path:
 
 
 def shared(stage: Sequence[str], everywhere: Sequence[str]) -> list[str]:
-    """What a stage takes of the overrides that are for all: a verb other than train knows its data and seed only."""
+    """What a stage takes of the overrides that are for all: one that does not train knows SHARED only."""
     if verb(stage) == "train":
         return list(everywhere)
-    return [o for o in everywhere if o.lstrip("+~").partition("=")[0].partition(".")[0] in ("data", "seed")]
+    return [o for o in everywhere if o.lstrip("+~").partition("=")[0].partition(".")[0] in SHARED]
 
 
 def verb(stage: Sequence[str]) -> str:
@@ -115,8 +118,32 @@ def last_of_each_key(overrides: Sequence[str]) -> list[str]:
     return list({o.partition("=")[0].lstrip("+~"): o for o in overrides}.values())
 
 
+def command(stage: str, overrides: Sequence[str], folder: Path, done: Mapping[str, Path]) -> list[str]:
+    """The command of a stage; `{name}` in an override becomes the folder of that stage's run."""
+    filled = list(overrides)
+    for name, of_run in done.items():
+        filled = [o.replace(f"{{{name}}}", str(of_run)) for o in filled]
+    given = [*filled[verb(filled) != "train" :], f"outputs={folder}", f"name={stage}"]
+    return [sys.executable, "-m", "unitsphere.cli", verb(filled), *given]
+
+
+def check(stages: Mapping[str, Sequence[str]]) -> None:
+    """Compose every stage, so that what does not fit is known before the first one has run for hours.
+
+    Raises:
+        UsageError: It names the stage and says what its command would have said.
+    """
+    done: dict[str, Path] = {}
+    for stage, overrides in stages.items():
+        line = [*command(stage, overrides, Path("outputs"), done), "--cfg", "job", "--resolve"]
+        composed = subprocess.run(line, capture_output=True, text=True)
+        if composed.returncode:
+            raise UsageError(f"stage {stage}: {composed.stderr.strip().removeprefix('error: ')}")
+        done[stage] = Path(f"/{stage}")
+
+
 def carry_out(folder: Path, stages: Mapping[str, Sequence[str]]) -> dict[str, Run]:
-    """Run every stage that is not done yet; `{stage}` in an override is the folder of that stage's run.
+    """Run every stage that is not done yet.
 
     Raises:
         UsageError: A stage failed; what it said stands above.
@@ -129,14 +156,10 @@ def carry_out(folder: Path, stages: Mapping[str, Sequence[str]]) -> dict[str, Ru
             sys.stdout.write(f"stage {stage}\n")
             sys.stdout.flush()
             started = run is not None and (run.folder / "checkpoints" / "last.ckpt").exists()
+            line = command(stage, overrides, folder, {name: done.folder for name, done in runs.items()})
             if run is not None and started:
-                command = [f"resume={run.folder}"]
-            else:
-                filled = list(overrides)
-                for name, done in runs.items():
-                    filled = [o.replace(f"{{{name}}}", str(done.folder)) for o in filled]
-                command = [*filled[verb(filled) != "train" :], f"outputs={folder}", f"name={stage}"]
-            ended = subprocess.run([sys.executable, "-m", "unitsphere.cli", verb(overrides), *command])
+                line[4:] = [f"resume={run.folder}"]
+            ended = subprocess.run(line)
             if ended.returncode:
                 raise UsageError(f"stage {stage} failed; mend it and go on with: unitsphere chain resume={folder}")
             run = Run.open(sorted((folder / stage).glob("*/run.json"))[-1].parent)

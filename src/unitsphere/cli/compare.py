@@ -156,7 +156,7 @@ def _save(kept: "Mapping[str, RetrievalSet | pd.DataFrame]", folder: Path) -> No
     part.mkdir(parents=True)
     for task, of_task in kept.items():
         if isinstance(of_task, RetrievalSet):
-            beir.write(part / task, of_task, "test")
+            beir.write(part / task, {"test": of_task})
         else:
             of_task.to_json(part / f"{task}.jsonl", orient="records", lines=True, force_ascii=False)
     part.replace(folder)

@@ -29,6 +29,8 @@ def job(config: DictConfig) -> None:
         raise UsageError(f"queries={config.queries}, dev={config.dev}: 1 or more, and 0 or more would fit.")
     if "held_out" in config.data:
         config.data.held_out = 0  # all of the file is divided here
+    if "instruction_format" in config.data:
+        config.data.instruction_format = "{}"  # whoever trains on the rows formats them
     same = {"equal": Exact()} | ({} if config.near is None else {"near": Near(config.near, config.shingle)})
     counts = {"test": config.queries} | ({"dev": config.dev} if config.dev else {})
     division = divide(build(config.data).splits.train, counts, same, config.stratify, config.seed)
@@ -40,4 +42,9 @@ def job(config: DictConfig) -> None:
         f"{held}, {said['documents']} documents, {said['train']['rows']} rows for training; left out for being the "
         f"same as one: {dropped}. {said['train_rows_with_an_answer']} training rows share a document with it."
     )
+    if said["without_instruction"]:
+        table.show(
+            f"{' and '.join(said['without_instruction'])}: train.jsonl keeps the instructions; BEIR's layout has no "
+            "place for them, so the queries drawn are scored without"
+        )
     table.show(str(folder))

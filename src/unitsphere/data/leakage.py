@@ -64,10 +64,10 @@ class Leakage:
             for name, items in evaluator.held().items()
         }
         sought = dict.fromkeys(text for items in held.values() for item in items for text in item)
-        matches = self.same.matches(sought, dict.fromkeys(text for _, _, text in _texts(rows)))
+        matches = self.same.matches(sought, (text for _, _, text in _texts(rows))) if sought else {}
         matched = {text for texts in matches.values() for text in texts}
         places: dict[str, list[tuple[int, int]]] = {text: [] for text in matched}
-        for row, place, text in _texts(rows):
+        for row, place, text in _texts(rows) if matched else ():
             if text in matched:
                 places[text].append((row, place))
         where = {text: _by_row(at for other in others for at in places[other]) for text, others in matches.items()}

@@ -16,7 +16,7 @@ class Mixture(Data):
     """The rows of all sources, with a column `task` that holds the source's name.
 
     Dev and test are the first source's. A column that only some sources have is left out; batches of one task
-    (`sampler=task_homogeneous`) keep a task's negatives its own. All rows are in memory, those of a source on disk too.
+    (`sampler=task_homogeneous`) keep a task's negatives its own. All rows are in memory.
 
     Args:
         sources: Task -> data set; their batch size and lengths are not used.
@@ -25,7 +25,8 @@ class Mixture(Data):
         columns, name, batch_size, max_length, eval_max_length: As for every data set; `columns` says which are kept.
 
     Raises:
-        UsageError: There are no sources, or an instruction names none of them or another side.
+        UsageError: There are no sources, one leaves its rows on disk, or an instruction names none of them or another
+            side.
     """
 
     def __init__(
@@ -51,6 +52,9 @@ class Mixture(Data):
 
     def load(self) -> Splits:
         read = {task: source.splits for task, source in self.sources.items()}
+        for task, splits in read.items():
+            if splits.train.on_disk:
+                raise UsageError(f"data=mixture reads all rows into memory; data.sources.{task}.on_disk=false says so.")
         rows = {task: self._instructed(task, splits.train) for task, splits in read.items()}
         merged: dict[str, list[Any]] = {"task": [task for task, of_task in rows.items() for _ in range(len(of_task))]}
         kept = [*self.columns, "anchor_instruction", "positive_instruction"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from unitsphere.errors import UsageError
+from unitsphere.formats.fingerprint import fingerprint as of_set
 from unitsphere.formats.on_disk import Column
 from unitsphere.types import RetrievalSet
 
@@ -39,7 +40,8 @@ class Rows:
     @property
     def on_disk(self) -> bool:
         """Whether a row is read when it is asked for, so that nothing of all rows may be kept."""
-        return isinstance(self.anchor, Column)
+        columns = (getattr(self, name) for name in COLUMNS)
+        return all(isinstance(column, Column) for column in columns if column is not None)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> "Rows":
         """The rows at `indices`, in that order; rows on disk stay there."""
@@ -116,9 +118,8 @@ class Splits:
         out: dict[str, Any] = {"train": {"rows": len(self.train), "sha256": self.train.fingerprint}}
         for name, split in (("dev", self.dev), ("test", self.test)):
             if split is not None:
-                parts = (split.corpus, split.queries, split.qrels)
                 size = {"queries": len(split.queries), "documents": len(split.corpus)}
-                out[name] = size | {"sha256": fingerprint(repr(sorted(part.items())) for part in parts)}
+                out[name] = size | {"sha256": of_set(split)}
         return out | {"skipped": self.skipped}
 
 

@@ -17,7 +17,9 @@ import numpy as np
 
 from unitsphere.data.rows import COLUMNS, Rows
 from unitsphere.errors import UsageError
+from unitsphere.formats import beir
 from unitsphere.similar import Same
+from unitsphere.types import RetrievalSet
 
 FIFTHS = 5
 
@@ -47,9 +49,9 @@ def divide(
     """Draw queries for each split, and leave out of training what says the same.
 
     A query is a distinct anchor, and all of its rows move with it. Each stratum gives queries in proportion to its
-    size. A row is dropped, from training and from the splits drawn later, where its anchor or its positive is the same
-    as a query drawn: trained on it, a model would have seen the query (as a paraphrase, or as the other side of a pair
-    that is stored both ways). The answer of such a query stays a positive of other, different queries.
+    size. A row is dropped where its anchor or its positive is the same as a query drawn: trained on it, a model would
+    have seen the query (as a paraphrase, or as the other side of a pair that is stored both ways). Splits drawn later
+    take no query that has such a row. The answer of a query drawn stays a positive of other, different queries.
 
     Args:
         rows: Pairs.
@@ -64,29 +66,31 @@ def divide(
     if rows.positive is None or rows.score is not None:
         raise UsageError("split needs pairs, an anchor and a positive, without scores: data=pairs or data=triplets")
     draw, whole = np.random.default_rng(seed), strata(rows, stratify)
-    left = dict(whole)
+    left, train = dict(whole), list(range(len(rows)))
     held: dict[str, str] = {}  # query -> split
     same_queries: dict[str, str] = {}  # query -> why it is dropped
+    same_answers: dict[str, str] = {}  # positive -> why its rows are
     for split, count in counts.items():
         if count >= len(left):
-            more = f"; {len(same_queries)} are the same as one drawn" if same_queries else ""
+            same_too = len(whole) - len(left) - len(held)
+            more = f"; {same_too} are the same as one drawn, or are answered so" if same_too else ""
             raise UsageError(
                 f"{split} asks for {count} queries and training needs some, and of {len(whole)} different ones "
                 f"{len(left)} are left{more}. Ask for fewer, or raise near"
             )
         chosen = _drawn(left, count, draw)
-        others = [query for query in left if query not in chosen]
-        alike = _alike(chosen, others, same)
         held |= dict.fromkeys(chosen, split)
-        same_queries |= alike
-        left = {query: stratum for query, stratum in left.items() if query not in chosen and query not in alike}
-    candidates = [i for i, query in enumerate(rows.anchor) if query in left]
-    answers = _alike(held, dict.fromkeys(rows.positive[i] for i in candidates), same)
-    train = [i for i in candidates if rows.positive[i] not in answers]
+        train = [i for i in train if rows.anchor[i] not in chosen]
+        same_queries |= _alike(chosen, dict.fromkeys(rows.anchor[i] for i in train), same)
+        train = [i for i in train if rows.anchor[i] not in same_queries]
+        same_answers |= _alike(chosen, dict.fromkeys(rows.positive[i] for i in train), same)
+        clean = {rows.anchor[i] for i in train} - {rows.anchor[i] for i in train if rows.positive[i] in same_answers}
+        left = {query: stratum for query, stratum in left.items() if query in clean}
+        train = [i for i in train if rows.positive[i] not in same_answers]
     if not train:
         raise UsageError("no row is left to train on: all are the same as a query drawn. Ask for fewer, or raise near")
     why = [
-        same_queries.get(anchor) or (answers.get(p) if anchor in left else None)
+        None if anchor in held else same_queries.get(anchor) or same_answers.get(p)
         for anchor, p in zip(rows.anchor, rows.positive, strict=True)
     ]
     return Division(
@@ -125,7 +129,8 @@ def strata(rows: Rows, column: str | None) -> dict[str, str]:
 def write(division: Division, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     """Write corpus.jsonl, queries.jsonl, qrels/, train.jsonl and split.json; the folder appears whole or not at all.
 
-    The corpus is every positive and negative of all rows, those of training included.
+    The corpus is every positive and negative of all rows, those of training included. Instructions stay with the rows
+    of training; a BEIR folder has no place for those of its queries and documents, and split.json says so.
 
     Args:
         division: What to write.
@@ -143,21 +148,22 @@ def write(division: Division, folder: Path, about: Mapping[str, Any]) -> dict[st
     rows, train = division.rows, division.rows.take(division.train)
     negatives = [text for several in rows.negative or () for text in several]
     documents = {text: f"d{i}" for i, text in enumerate(dict.fromkeys([*(rows.positive or ()), *negatives]))}
-    asked = [(split, rows.anchor[i], (rows.positive or ())[i]) for split, held in division.held.items() for i in held]
-    queries = {text: f"q{i}" for i, text in enumerate(dict.fromkeys(query for _, query, _ in asked))}
-    answers = {answer for _, _, answer in asked}
+    asked = {split: [(rows.anchor[i], (rows.positive or ())[i]) for i in held] for split, held in division.held.items()}
+    queries = {text: f"q{i}" for i, text in enumerate(dict.fromkeys(q for pairs in asked.values() for q, _ in pairs))}
+    answers = {answer for pairs in asked.values() for _, answer in pairs}
+    corpus = {i: text for text, i in documents.items()}
+    sets = {}
+    for split, pairs in asked.items():
+        qrels: dict[str, dict[str, int]] = {queries[query]: {} for query, _ in pairs}
+        for query, answer in pairs:
+            qrels[queries[query]][documents[answer]] = 1
+        sets[split] = RetrievalSet(folder.name, corpus, {queries[query]: query for query, _ in pairs}, qrels)
     given = {name: values for name in COLUMNS if (values := getattr(train, name)) is not None}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         work = Path(temporary) / folder.name
-        (work / "qrels").mkdir(parents=True)
-        _lines(work / "corpus.jsonl", ({"_id": i, "title": "", "text": text} for text, i in documents.items()))
-        _lines(work / "queries.jsonl", ({"_id": i, "text": text} for text, i in queries.items()))
+        beir.write(work, sets)
         _lines(work / "train.jsonl", (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)))
-        for split in division.held:
-            pairs = dict.fromkeys((queries[q], documents[d]) for of, q, d in asked if of == split)
-            judged = "".join(f"{q}\t{d}\t1\n" for q, d in pairs)
-            (work / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged, encoding="utf-8")
         report = {
             **about,
             "rows": {"rows": len(rows), "sha256": rows.fingerprint},
@@ -168,6 +174,7 @@ def write(division: Division, folder: Path, about: Mapping[str, Any]) -> dict[st
             },
             "train": {"rows": len(train), "sha256": train.fingerprint},
             "dropped": dict(division.dropped),
+            "without_instruction": [column for column in ("anchor", "positive") if _instructed(rows, column)],
             "train_rows_with_an_answer": sum(text in answers for text in train.positive or ()),
             "strata": {stratum: dict(taken) for stratum, taken in division.strata.items()},
             "files": {
@@ -209,6 +216,11 @@ def _alike(queries: Iterable[str], others: Iterable[str], same: Mapping[str, Sam
 def _taken(whole: Mapping[str, str], held: Mapping[str, str], counts: Iterable[str]) -> dict[str, dict[str, int]]:
     size, taken = Counter(whole.values()), Counter((whole[query], split) for query, split in held.items())
     return {stratum: {"queries": size[stratum]} | {s: taken[stratum, s] for s in counts} for stratum in sorted(size)}
+
+
+def _instructed(rows: Rows, column: str) -> bool:
+    """Whether texts of the column have instructions."""
+    return any(before is not None for before in getattr(rows, f"{column}_instruction") or ())
 
 
 def _lines(file: Path, records: Iterable[Mapping[str, Any]]) -> None:

@@ -27,12 +27,17 @@ class PairScorer(nn.Module):
         encoder: Of any architecture that transformers has such a classifier for. Its `max_length` is a pair's.
 
     Raises:
-        UsageError: There is no such classifier.
+        UsageError: There is no such classifier, or the tokenizer is one in Python, which does not say whose each token
+            of a pair is.
     """
 
     def __init__(self, encoder: TransformerEncoder):
         super().__init__()
         tokenizer: Any = encoder.tokenizer
+        if not tokenizer.is_fast:
+            raise UsageError(
+                f"{type(tokenizer).__name__} is a tokenizer in Python; a cross-encoder takes one with tokenizer.json."
+            )
         self.model = _classifier(encoder)
         encoder.headed = (self.model,)
         tokenizer.model_max_length = encoder.max_length  # saved: whoever loads the model cuts pairs as training did

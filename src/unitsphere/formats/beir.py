@@ -124,12 +124,17 @@ def retrieval_set(
     return RetrievalSet(name, corpus, {q: queries[q] for q in asked}, asked, max_length, unanswerable=left_out)
 
 
-def write(folder: Path, of: RetrievalSet, split: str) -> None:
-    """A retrieval set as a BEIR folder with one split; `folder` is made. Titles are part of the texts."""
+def write(folder: Path, sets: Mapping[str, RetrievalSet]) -> None:
+    """Retrieval sets as the splits of one BEIR folder, which is made; an id is the same text in all. Titles are part of
+    the texts."""
     (folder / "qrels").mkdir(parents=True)
-    texts: dict[str, Mapping[str, str]] = {"corpus": of.corpus, "queries": of.queries}
+    texts: dict[str, dict[str, str]] = {"corpus": {}, "queries": {}}
+    for of in sets.values():
+        texts["corpus"] |= of.corpus
+        texts["queries"] |= of.queries
     for kind, of_kind in texts.items():
         rows = (json.dumps({"_id": i, "text": text}, ensure_ascii=False) for i, text in of_kind.items())
         (folder / f"{kind}.jsonl").write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    graded = (f"{q}\t{d}\t{grade}\n" for q, grades in of.qrels.items() for d, grade in grades.items())
-    (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(graded), encoding="utf-8")
+    for split, of in sets.items():
+        graded = "".join(f"{q}\t{d}\t{grade}\n" for q, grades in of.qrels.items() for d, grade in grades.items())
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + graded, encoding="utf-8")

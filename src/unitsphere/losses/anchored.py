@@ -51,13 +51,15 @@ class Anchored(Loss):
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.passes is not None
         out, tokens = self.inner(e), e.batch.tokens
-        made, texts = [view[e.mine] for view in e.anchors], [tokens["anchor"]] * len(e.anchors)
+        made, texts = [view[e.mine] for view in e.anchors], [tokens["anchor"]]
         if e.positives is not None:
             made, texts = [*made, e.positives[e.mine]], [*texts, tokens["positive"]]
         if e.negatives is not None:
             made, texts = [*made, e.negatives[e.my_negatives]], [*texts, tokens["negative"]]
         with torch.no_grad():
-            start = e.passes([text for column in texts for text in column], self.start[0])
+            start = self.start[0].through(e.passes, [text for column in texts for text in column])
+        anchor, *others = start.split([len(column) for column in texts])
+        start = torch.cat([*[anchor] * len(e.anchors), *others])
         off = 1 - F.cosine_similarity(torch.cat(made).float(), start.float())
         drift = ranks.mean(off.sum(), off.new_tensor(len(off)))
         return LossOutput(out.total + self.weight * drift, {**out.parts, "drift": drift.detach()})

@@ -12,10 +12,10 @@ import numpy as np
 import Stemmer
 
 from unitsphere.errors import UsageError
+from unitsphere.scripts import HANGUL, SPACELESS
 
-# Han, kana and Hangul are written without spaces: runs of them become overlapping pairs, as in Lucene's CJKAnalyzer.
-UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-WORD = re.compile(rf"([{UNSPACED}]+)|[^\W{UNSPACED}]+")
+# Runs of Han, kana and Hangul become overlapping pairs, as in Lucene's CJKAnalyzer.
+WORD = re.compile(rf"([{SPACELESS}{HANGUL}]+)|[^\W{SPACELESS}{HANGUL}]+")
 
 
 class BM25:

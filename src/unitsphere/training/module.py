@@ -81,5 +81,9 @@ class EmbeddingModule(pl.LightningModule):
         with self.embedder.counting() as self.read_dev:
             if not ranks.several():
                 return score(self.dev, self.embedder.embed, self.eval_seconds)
-            embed = SharedEmbed(self.embedder.embed, self.device, divide=not sharded(self.embedder))
-            return together(lambda: score(self.dev, embed, self.eval_seconds, clock))
+            divided = not sharded(self.embedder)
+            embed = SharedEmbed(self.embedder.embed, self.device, divided)
+            result = together(lambda: score(self.dev, embed, self.eval_seconds, clock))
+        if divided:
+            self.read_dev = ranks.summed(self.read_dev)
+        return result

@@ -31,7 +31,8 @@ class Html(TextStep):
 
     A text without `<` or `&` is left as it is, and so is a `<` that begins no HTML tag: `a < b`, `List<int>`,
     `if (a<b && c>d)`. A space remains of a tag that divides lines (`<p>`, `<br>`, `<td>`), and nothing of one inside a
-    line (`<b>`); white space is otherwise left to the step `whitespace`.
+    line (`<b>`); white space is otherwise left to the step `whitespace`. What follows a part that never ends stays,
+    and so does its tag, as in `How do I style a <select> element?`.
 
     Args:
         boilerplate: Also drop navigation, page headers and footers, asides and forms.
@@ -54,25 +55,33 @@ class _Reader(HTMLParser):
         super().__init__()
         self.silent = silent
         self.parts: list[str] = []
-        self.inside: list[str] = []  # silent elements that are open
+        self.inside: list[tuple[str, int]] = []  # silent elements that are open, and how many parts came before each
+
+    def close(self) -> None:
+        super().close()
+        while self.cdata_elem is not None and self.rawdata:  # a script or style that never ends: the rest is text too
+            self.clear_cdata_mode()
+            super().close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in self.silent:
-            self.inside.append(tag)
-        self.handle_startendtag(tag, attrs)
+            self.inside.append((tag, len(self.parts)))
+            self.parts.append(self.get_starttag_text() or "")  # dropped with the rest where the element ends
+        else:
+            self.handle_startendtag(tag, attrs)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         bare = tag in INLINE and attrs and all(value is None for _, value in attrs)  # no tag, but `a<b && c>d`
         self._tag("" if bare else tag, self.get_starttag_text() or "")
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self.inside:
-            del self.inside[self.inside.index(tag) :]
+        at = next((i for i, (opened, _) in enumerate(self.inside) if opened == tag), None)
+        if at is not None:
+            del self.parts[self.inside[at][1] :], self.inside[at:]
         self._tag(tag, f"</{tag}>")
 
     def handle_data(self, data: str) -> None:
-        if not self.inside:
-            self.parts.append(data)
+        self.parts.append(data)
 
     def parse_marked_section(self, i: int, report: bool = True) -> int:
         return self.parse_bogus_comment(i, report)  # the parser's own raises where `<![` is no section

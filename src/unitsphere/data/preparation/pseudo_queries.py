@@ -7,6 +7,7 @@ https://arxiv.org/abs/2112.07577 (queries written by a model: here, a function o
 
 import pkgutil
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -74,7 +75,7 @@ class PseudoQueries:
                 f"preparation.pseudo_queries.function={self.function} should return a list of texts; "
                 f"of {document[:60]!r} it made {queries!r}"
             )
-        cut = [(q.strip(), document.replace(q, " ", 1).strip() if self.remove else document) for q in queries]
+        cut = [(q.strip(), _without(q, document) if self.remove else document) for q in queries]
         return [(query, rest) for query, rest in cut if query and rest]
 
 
@@ -99,6 +100,12 @@ def crop(document: str) -> list[str]:
     parts = words(document)
     start = random.Random(document).randrange(max(1, len(parts) - CROPPED + 1))
     return [joined(parts[start : start + CROPPED])]
+
+
+def _without(query: str, document: str) -> str:
+    """The document less its first passage with the query's words, whatever white space is between them."""
+    passage = r"\s*".join(map(re.escape, words(query)))
+    return re.sub(passage, " ", document, count=1).strip()
 
 
 def _found(function: str) -> Callable[[str], Any]:

@@ -69,7 +69,7 @@ def prepare(rows: Rows, steps: Mapping[str, Step], seed: int) -> tuple[Rows, lis
         `added` (beyond the first that was made of a row) and `left`.
 
     Raises:
-        UsageError: A step leaves no row.
+        UsageError: A step leaves no row, or rows that were on disk in memory.
     """
     report = []
     for name, step in steps.items():
@@ -78,6 +78,8 @@ def prepare(rows: Rows, steps: Mapping[str, Step], seed: int) -> tuple[Rows, lis
             raise UsageError(
                 f"preparation.{name} leaves none of {len(rows)} rows; make it less strict, or leave it out."
             )
+        if rows.on_disk and not made.on_disk:
+            raise UsageError(f"preparation.{name} reads all rows into memory; data.on_disk=false says so.")
         report.append({"step": name, **_counts(rows, made, origins)})
         rows = made
     return rows, report

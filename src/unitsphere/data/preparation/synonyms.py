@@ -53,7 +53,9 @@ class Synonyms(Augmentation):
         chosen = draw.permutation(len(known))[:some]
         new = list(parts)
         for start, end in sorted((known[i] for i in chosen), reverse=True):
-            before, entry, after = _bare(joined(parts[start:end]))
+            found = self._entry(joined(parts[start:end]))
+            assert found is not None  # `known` says so
+            before, entry, after = found
             synonym = str(draw.choice(self.table[entry.casefold()]))
             synonym = synonym[0].upper() + synonym[1:] if entry[0].isupper() else synonym
             new[start:end] = words(before + synonym + after)
@@ -64,11 +66,15 @@ class Synonyms(Augmentation):
         found, start = [], 0
         while start < len(parts):
             ends = range(min(start + self.longest, len(parts)), start, -1)
-            end = next((end for end in ends if _bare(joined(parts[start:end]))[1].casefold() in self.table), None)
+            end = next((end for end in ends if self._entry(joined(parts[start:end]))), None)
             if end is not None:
                 found.append((start, end))
             start = end or start + 1
         return found
+
+    def _entry(self, text: str) -> tuple[str, str, str] | None:
+        """Punctuation before an entry of the table, the entry, which may have its own ("c++"), punctuation after."""
+        return next((found for found in (("", text, ""), _bare(text)) if found[1].casefold() in self.table), None)
 
 
 def read(path: str) -> dict[str, list[str]]:

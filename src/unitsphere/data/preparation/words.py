@@ -4,10 +4,11 @@ time where the script puts no spaces (Chinese and Japanese; Thai, Khmer and Lao 
 import re
 from collections.abc import Sequence
 
-# Han, kana and their punctuation
-SPACELESS = r"\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff9f\U00020000-\U0003134f"
-WORD = re.compile(rf"[{SPACELESS}]|[^\s{SPACELESS}]+")
-NEEDLESS = re.compile(rf"(?<=[{SPACELESS}]) | (?=[{SPACELESS}])")
+from unitsphere.scripts import PUNCTUATION, SPACELESS
+
+ALONE = SPACELESS + PUNCTUATION
+WORD = re.compile(rf"[{ALONE}]|[^\s{ALONE}]+")
+NEEDLESS = re.compile(rf"(?<=[{ALONE}]) | (?=[{ALONE}])")
 SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])\s*|\s*\n\s*")
 
 

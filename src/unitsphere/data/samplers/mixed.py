@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from unitsphere.data.rows import Rows
-from unitsphere.data.samplers.base import numpy_generator
+from unitsphere.data.samplers.base import drawn, numpy_generator
 from unitsphere.errors import UsageError
 
 
@@ -20,7 +20,8 @@ class Mixed:
     """Each batch has a share of rows of each named task; the other tasks' rows, in random order, fill it up.
 
     Those others are used once an epoch at most, which ends when they fill no batch any more; the named ones are
-    shuffled anew as often as they run out. Where all are named, an epoch has as many batches as the rows would fill.
+    shuffled anew whenever less than a share of them is left, so that no batch has a row twice. Where all are named, an
+    epoch has as many batches as the rows would fill.
 
     Args:
         weights: Task -> its share of a batch, above 0; together at most 1.
@@ -61,7 +62,5 @@ class Mixed:
         draw = numpy_generator(generator)
         parts = [draw.permutation(others)[: count * rest].reshape(count, rest)]
         for name, quota in quotas.items():
-            rounds = -(-count * quota // len(members[name]))
-            supply = np.concatenate([draw.permutation(members[name]) for _ in range(rounds)])
-            parts.append(supply[: count * quota].reshape(count, quota))
+            parts.append(drawn([members[name]], np.ones(1), count, quota, draw))
         return draw.permuted(np.concatenate(parts, axis=1), axis=1)  # so that every rank's part of a batch is mixed
