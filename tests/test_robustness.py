@@ -117,14 +117,14 @@ def test_losses_are_clean_minus_noisy(words_set):
     upper = Retrieval("test", words_set)(
         lambda t, role, *_: bag([x.upper() if role == "query" else x for x in t], role)
     )
-    assert result.metrics["words/mrr@10_upper"] == upper.metrics["words/mrr@10"] < mrr
-    assert result.metrics["words/mrr@10_upper_loss"] == mrr - upper.metrics["words/mrr@10"]
-    assert result.metrics["words/mrr@10_swapped_loss"] == 0  # one word cannot change places
-    mean = (result.metrics["words/mrr@10_upper"] + mrr) / 2
-    assert result.primary == "words/mrr@10_noisy" and result.metrics[result.primary] == pytest.approx(mean)
+    assert result.metrics["words_upper/mrr@10"] == upper.metrics["words/mrr@10"] < mrr
+    assert result.metrics["words_upper/mrr@10_loss"] == mrr - upper.metrics["words/mrr@10"]
+    assert result.metrics["words_swapped/mrr@10_loss"] == 0  # one word cannot change places
+    mean = (result.metrics["words_upper/mrr@10"] + mrr) / 2
+    assert result.primary == "words_noisy/mrr@10" and result.metrics[result.primary] == pytest.approx(mean)
     assert ("query", "APPLE") in seen and not any(text.isupper() for role, text in seen if role == "document")
     assert result.protocol["words_upper"]["settings"] == "casing to=upper"
-    assert result.items["words_upper"]["mrr@10"].mean() == pytest.approx(result.metrics["words/mrr@10_upper"])
+    assert result.items["words_upper"]["mrr@10"].mean() == pytest.approx(result.metrics["words_upper/mrr@10"])
 
 
 def test_every_model_reads_the_same_noise(words_set):
@@ -155,5 +155,5 @@ def test_the_option_builds_and_runs(tmp_path, words_set, embedder):
     config = composed("eval=[retrieval,robustness]", f"eval.retrieval.path={tmp_path}", "model=x", root="eval").eval
     result = build(config.robustness, split="test", own=None)(embedder.embed)
     name = tmp_path.name
-    assert {f"{name}/mrr@10_{noise}_loss" for noise in config.robustness.noises} < set(result.metrics)
+    assert {f"{name}_{noise}/mrr@10_loss" for noise in config.robustness.noises} < set(result.metrics)
     assert result.primary in result.metrics and "typos rate=0.1" in str(result.protocol)
