@@ -8,6 +8,7 @@ Relations: mteb's BitextMining scores by position, so that of two equal sentence
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -72,11 +73,12 @@ class Bitext:
         return {f"bitext-{name}": list(zip(p.iloc[:, 0], p.iloc[:, 1], strict=True)) for name, p in self.pairs.items()}
 
     def __call__(self, embed: Embed) -> Result:
-        items, stamps = {}, {}
-        asked = [(pairs, *order) for name, pairs in self.pairs.items() for order in permutations(name.split("-"))]
+        items: dict[str, pd.DataFrame] = {}
+        stamps: dict[str, dict[str, Any]] = {}
+        asked = [(pairs, a, b) for name, pairs in self.pairs.items() for a, b in permutations(name.split("-"))]
         if not asked:
             return Result({}, "", {}, {})
-        stamp = {
+        stamp: dict[str, Any] = {
             "kind": "bitext",
             "similarity": "cosine",
             "search": "exact, among the distinct sentences of the other side",

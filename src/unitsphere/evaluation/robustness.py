@@ -20,9 +20,9 @@ Noise = Callable[..., str]  # (text, random=…) -> text
 
 
 class Robustness:
-    """Runs an evaluator on clean queries and once a noise; its metrics are `<task>_<noise>/<measure>`, and what is lost,
-    clean - noisy, `<task>_<noise>/<measure>_loss`. `<task>_noisy/<measure>`, of the evaluator's primary measure, and
-    its loss are means over the noises.
+    """Runs an evaluator on clean queries and once a noise; its metrics are `<task>_<noise>/<measure>`, and what is
+    lost, clean - noisy, `<task>_<noise>/<measure>_loss`. `<task>_noisy/<measure>`, of the evaluator's primary measure,
+    and its loss are means over the noises.
 
     Documents stay clean. The noise of a text is drawn from its SHA-256, so every model reads the same. Of STS both
     sentences are noisy. When the time is over, the noises that are finished are reported, without their mean.
