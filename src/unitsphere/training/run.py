@@ -273,7 +273,7 @@ def remembered(embedder: Embedder, gib: float) -> Embed:
     if not gib:
         return embedder.embed
     machine = (str(next(embedder.parameters()).device), torch.get_num_threads(), torch.__version__)
-    return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib)
+    return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib, lambda: embedder.read)
 
 
 def _peak_memory() -> float | None:
