@@ -306,7 +306,10 @@ def test_tasks_that_are_finished_are_whole(layouts, tmp_path):
         now[0] += len(texts)
         return np.stack([np.random.default_rng(list(f" {t}".encode())).normal(size=8) for t in texts]).astype("f4")
 
-    part, whole, nothing = (score([MTEB("test", path=str(tmp_path))], embed, s, lambda: now[0]) for s in (50, None, 5))
+    def made(path, seconds):
+        return score([MTEB("test", path=str(path))], embed, seconds, lambda: now[0])
+
+    part, whole, nothing = made(tmp_path, 50), made(tmp_path, None), made(tmp_path / "sts", 5)
     assert set(part.metrics) == {"mteb/groups"} and part.metrics["mteb/groups"] == whole.metrics["mteb/groups"]
     assert part.primary == whole.primary == "mteb/mean_task"
     assert unfinished(part, part.primary) and part.protocol["mteb"]["stopped"] == "1 of 2 tasks"

@@ -94,7 +94,8 @@ class MTEB:
         from unitsphere.evaluation.mteb_model import MTEBModel
 
         model: Any = MTEBModel(embed, "unitsphere/model", "unsaved", self.prompts, self.instruction, self.max_length)
-        rows, main = [], {}
+        rows = []
+        main: dict[str, float] = {}
         for task in self.tasks:
             name, kind = task.metadata.name, task.metadata.type
             try:

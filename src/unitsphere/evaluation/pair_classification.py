@@ -85,6 +85,8 @@ class PairClassification:
             correct = ((cosine >= threshold) == gold).astype(float)
             items[task] = table.assign(query=table.index, prediction=cosine, accuracy=correct)
             protocol[task] = stamp | {"pairs": len(table), "positives": int(gold.sum()), "sha256": fingerprint(table)}
+        if not items:
+            return Result({}, "", {}, {})
         if len(self.tasks) == 1:
             return Result(metrics, next(iter(metrics)), items, protocol)
         whole = {"tasks": list(items), "sha256": fingerprint(*(self.tasks[task] for task in items))}

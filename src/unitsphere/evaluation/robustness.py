@@ -122,6 +122,6 @@ def _whole(result: Result) -> Result:
 
 def _settings(noise: Any) -> str:
     """A noise as it is configured, e.g. "typos rate=0.1"."""
-    options = getattr(noise, "keywords", None) or {"rate": getattr(noise, "rate", None)}
+    options = getattr(noise, "keywords", None) or getattr(noise, "settings", {})
     name = getattr(getattr(noise, "func", noise), "__name__", type(noise).__name__)
     return " ".join([name, *(f"{key}={value}" for key, value in options.items())])

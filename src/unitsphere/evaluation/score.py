@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.cached import CachedEmbed, OutOfTime
 from unitsphere.types import Embed, Evaluator, Result
@@ -65,6 +67,15 @@ def finished(evaluator: Evaluator, embed: Embed) -> Result:
 
 def _stopped(result: Result) -> bool:
     return any("stopped" in stamp for stamp in result.protocol.values())
+
+
+def scores_nothing(evaluators: Sequence[Evaluator]) -> bool:
+    """Whether none of these evaluators has anything to score, which needs no model to find out."""
+
+    def late(texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None) -> np.ndarray:
+        raise OutOfTime([])
+
+    return not joined([finished(evaluator, late) for evaluator in evaluators]).protocol
 
 
 def remarks(result: Result, seconds: float | None) -> list[str]:
