@@ -1,6 +1,7 @@
 """A time for each evaluator: what is finished is reported as the part it is."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,13 +9,17 @@ import pytest
 
 from unitsphere.errors import UsageError
 from unitsphere.evaluation import cached
+from unitsphere.evaluation.bad_cases import BadCases
+from unitsphere.evaluation.bitext import Bitext
 from unitsphere.evaluation.cached import CachedEmbed, OutOfTime
 from unitsphere.evaluation.geometry import Geometry
 from unitsphere.evaluation.pair_classification import PairClassification
 from unitsphere.evaluation.retrieval import Retrieval
 from unitsphere.evaluation.robustness import Robustness
-from unitsphere.evaluation.score import remarks, score, unfinished
+from unitsphere.evaluation.score import joined, remarks, score, unfinished
 from unitsphere.evaluation.sts import STS
+from unitsphere.evaluation.truncation import Truncation
+from unitsphere.formats import beir
 from unitsphere.report.comparability import refuse_mixed_protocols
 from unitsphere.training.selection import Selection
 from unitsphere.types import Result, RetrievalSet
@@ -104,7 +109,8 @@ def test_tasks_that_are_finished_are_whole(tmp_path):
     part, whole = scored([pairs], 30), scored([pairs], None)
     assert part.metrics == {name: value for name, value in whole.metrics.items() if name.startswith("a/")}
     assert remarks(part, 30) == ["pair_classification: stopped after 30 s with 1 of 2 tasks"]
-    assert unfinished(part, "pair_classification/ap") and unfinished(part, "a/ap") is None
+    assert unfinished(part, part.primary) and unfinished(part, "a/ap") is None
+    assert part.primary == whole.primary == "pair_classification/ap"
 
 
 def test_noises_that_are_finished_are_whole():
@@ -116,7 +122,8 @@ def test_noises_that_are_finished_are_whole():
 
     robustness = Robustness("test", made(), Retrieval, {"louder": louder, "shorter": shorter}, ["mrr@10"])
     part, whole = scored([robustness], 110), scored([robustness], None)
-    assert set(part.metrics) == {"made/mrr@10_louder", "made/mrr@10_louder_loss"} < set(whole.metrics)
+    assert set(part.metrics) == {"made_louder/mrr@10", "made_louder/mrr@10_loss"} < set(whole.metrics)
+    assert part.primary == whole.primary == "made_noisy/mrr@10" and unfinished(part, part.primary)
     assert part.protocol["robustness"]["stopped"] == "1 of 2 noises"
     assert all(whole.metrics[name] == value for name, value in part.metrics.items())
 
@@ -164,7 +171,8 @@ def test_a_part_chooses_no_checkpoint(monkeypatch):
     assert selection.best_step == 0 and [look["step"] for look in selection.looks] == [0]
     assert "step 1: dev/made: stopped after 9 s with 5 of 9 queries" in looks.said
     assert sum("not a candidate" in line for line in looks.said) == 2
-    for first in (part, nothing):
+    other = Result({"made/mrr@10": 0.9}, "made/mrr@10", {}, {"made": {}})
+    for first in (part, nothing, joined([nothing, other])):
         with pytest.raises(UsageError, match="eval_seconds=9 was not enough for dev"):
             Selection()._look(Looks(first), Looks(first))
 
@@ -173,3 +181,38 @@ def test_a_part_chooses_no_checkpoint(monkeypatch):
 def test_seconds_are_positive(seconds):
     with pytest.raises(UsageError, match="more than 0"):
         score([], Clock().embed, seconds)
+
+
+def test_a_part_of_cut_vectors():
+    def truncation(split, own):
+        return Truncation(split, own, Retrieval, [4, 2], ["mrr@10"])
+
+    part, whole = scored([truncation("test", made())], 41), scored([truncation("test", made())], None)
+    stopped = {task: stamp.get("stopped") for task, stamp in part.protocol.items()}
+    assert stopped == dict.fromkeys(("made_dim4", "made_dim2"), "24 of 40 queries")
+    assert set(part.metrics) == set(whole.metrics) == {"made_dim4/mrr@10", "made_dim2/mrr@10"}
+    assert whole.primary == "made_dim4/mrr@10" and unfinished(part, whole.primary) == "24 of 40 queries"
+
+
+def test_a_part_of_bad_cases_is_what_it_is_without_them(tmp_path):
+    """Of texts that are asked for twice a second cache asks once: its part is not the first of what was asked for."""
+    of = made()
+    queries = {query: f"query {i % 30}" for i, query in enumerate(of.queries)}
+    beir.write(tmp_path / "made", replace(of, queries=queries), "test")
+    bad = BadCases("test", path=str(tmp_path))
+    alone, inside = scored([Retrieval("test", path=str(tmp_path / "made"))], 41), scored([bad], 41)
+    assert inside.protocol["made_bad"] == alone.protocol["made"] and "stopped" in inside.protocol["made_bad"]
+    assert inside.metrics == {name.replace("made", "made_bad"): value for name, value in alone.metrics.items()}
+    assert unfinished(inside, inside.primary) == alone.protocol["made"]["stopped"]
+    assert scored([bad], 10).protocol == {"retrieval_bad": {"stopped": "nothing finished"}}
+
+
+def test_directions_that_are_finished_are_whole(tmp_path):
+    (tmp_path / "a.tsv").write_text("".join(f"a{i}\tb{i}\n" for i in range(12)))
+    (tmp_path / "c.tsv").write_text("".join(f"c{i}\td{i}\n" for i in range(12)))
+    bitext = Bitext("test", {"en-de": "a.tsv", "en-fr": "c.tsv"}, {}, str(tmp_path))
+    part, whole = scored([bitext], 30), scored([bitext], None)
+    assert set(part.items) == {"bitext-en-de", "bitext-de-en"} < set(whole.items)
+    assert all(whole.metrics[name] == value for name, value in part.metrics.items())
+    assert part.protocol["bitext"]["stopped"] == "2 of 4 tasks" and part.primary == "bitext/accuracy"
+    assert unfinished(part, part.primary) and unfinished(part, "bitext-en-de/mrr@10") is None

@@ -1,8 +1,11 @@
 """Two models query by query: the tests of significance against scipy, what is refused, and the sets that are kept."""
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -304,3 +307,72 @@ def test_torch_is_not_imported(tmp_path):
         "from unitsphere.cli.main import main; main(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def rows(**columns):
+    return pd.DataFrame({name: [values] * 3 if isinstance(values, str) else values for name, values in columns.items()})
+
+
+@pytest.fixture
+def others(evaluations, tmp_path):
+    """The two evaluations with items of further kinds, on which the second is worse."""
+    _, *before = evaluations
+    made = []
+    for number, of in enumerate(map(Path, before)):
+        copy = tmp_path / f"of{number}"
+        shutil.copytree(of, copy)
+        right = [1.0, 1.0, 1.0 - number]
+        searched = pd.read_parquet(copy / "scores/test/words.parquet")
+        items = {
+            "words-bm25": searched.assign(**{"mrr@10": searched["mrr@10"] * (1 - number)}),
+            "words_typos": searched.assign(**{"mrr@10": searched["mrr@10"] * (1 - number)}),
+            "mrpc": rows(sentence1=["s0", "s1", "s2"], sentence2="other", label=[0, 1, 1], query=[0, 1, 2],
+                         prediction=[0.1, 0.2, 0.3], accuracy=right),
+            "probe": rows(query=["t0", "t1", "a labelled text"], gold="l1", predicted=["l1", "l1", f"l{number}"],
+                          accuracy=right),
+            "bitext-en-zh": rows(query=["u0", "u1", "a sentence"], **{"mrr@10": right}),
+        }  # fmt: skip
+        metrics = json.loads((copy / "metrics.json").read_text())
+        for task, table in items.items():
+            table.to_parquet(copy / "scores/test" / f"{task}.parquet")
+            measure = "accuracy" if "accuracy" in table else "mrr@10"
+            metrics[f"test/{task}/{measure}"] = table[measure].mean()
+        (copy / "metrics.json").write_text(json.dumps(metrics))
+        made.append(str(copy))
+    return made
+
+
+def test_the_worst_of_every_kind_are_shown(others, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("unitsphere.training.run.build_evaluators", None)  # which may load models
+    verb.main([*others, "worst=2", f"save={tmp_path}/kept"])
+    out = capsys.readouterr().out
+    assert "label 1, cosine 0.300 -> 0.300, accuracy 100.00 -> 0.00\n   s2\n   other" in out
+    assert "gold l1, predicted l0 -> l1, accuracy 100.00 -> 0.00\n   a labelled text" in out
+    assert "mrr@10 100.00 -> 0.00\n   a sentence" in out
+    for task in ("words-bm25", "words_typos"):
+        assert f"{task}/mrr@10, on which B loses most:" in out and len(beir.read(f"{tmp_path}/kept/{task}", "test").queries) == 2  # fmt: skip
+    assert "not where" not in out
+    kept = {file.name for file in (tmp_path / "kept").iterdir()}
+    assert kept == {"words", "words-bm25", "words_typos", "sts-words.jsonl"}
+    for task in ("mrpc", "probe", "bitext-en-zh"):
+        assert f"note: {task} is not kept" in out
+
+
+def test_instructions_are_not_lost(evaluations, tmp_path, monkeypatch, capsys):
+    folder, a, b = evaluations
+    of = beir.read(str(folder / "words"), "test")
+    instructed = replace(of, instructions=dict.fromkeys(of.queries.values(), "find: "))
+    monkeypatch.setattr(verb, "_sets", lambda *_: [instructed])
+    verb.main([a, b, "worst=2", "metric=words/*"])
+    assert "looks for, rank" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="the texts of words have instructions of their own, which"):
+        verb.main([a, b, f"save={tmp_path}/kept", "metric=words/*"])
+    assert not (tmp_path / "kept").exists()
+
+
+def test_kept_pairs_of_two_tasks_stand_side_by_side(tmp_path):
+    pair = json.dumps({"sentence1": "a", "sentence2": "b", "score": 1.0})
+    for name in ("sts-words", "sts_typos-words"):
+        (tmp_path / f"{name}.jsonl").write_text(f"{pair}\n{pair}\n")
+    assert list(BadCases("test", path=str(tmp_path)).held()) == ["sts/words_bad", "sts/sts_typos-words_bad"]

@@ -9,6 +9,8 @@ import pytest
 import pytrec_eval
 from scipy.stats import spearmanr
 
+from conftest import composed
+from unitsphere.cli import evaluate as evaluation
 from unitsphere.errors import UsageError
 from unitsphere.evaluation import geometry
 from unitsphere.evaluation.cached import CachedEmbed
@@ -217,3 +219,30 @@ def test_a_text_is_searched_under_its_own_instruction():
     )
     Retrieval("test", own=made)(recording)
     assert asked == {"short": "find: ", "another": None, "a longer document": "passage: ", "x": None}
+
+
+def test_what_follows_retrieval_cuts_its_texts_as_retrieval_does():
+    for of in ("robustness", "truncation", "geometry", "map", "hybrid"):
+        config = composed(f"eval=[retrieval,{of}]", "eval.retrieval.max_length=17", "model=x", root="eval").eval[of]
+        assert config.get("evaluator", config).max_length == 17, of
+
+
+def test_an_evaluation_can_be_repeated_from_any_folder(tmp_path, monkeypatch):
+    saved = []
+
+    def stopped(config, parent):
+        saved.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate", stopped)
+    monkeypatch.chdir(tmp_path)
+    for name in ("words", "labels.jsonl"):
+        (tmp_path / name).mkdir()
+    options = ["eval=[retrieval,classification]", "eval.retrieval.path=words", "model=x"]
+    files = ["eval.classification.files.test=labels.jsonl", "eval.classification.files.train=owner/of_a_hub"]
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.job(composed(*options, *files, root="eval"))
+    assert saved[0].eval.retrieval.path == str(tmp_path / "words")
+    assert saved[0].eval.classification.files == {
+        "train": "owner/of_a_hub", "dev": None, "test": str(tmp_path / "labels.jsonl")
+    }  # fmt: skip

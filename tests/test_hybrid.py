@@ -9,7 +9,7 @@ import pytest
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.hybrid import Hybrid
 from unitsphere.evaluation.retrieval import Retrieval
-from unitsphere.evaluation.score import score
+from unitsphere.evaluation.score import remarks, score, unfinished
 from unitsphere.search.bm25 import BM25
 from unitsphere.types import RetrievalSet
 
@@ -124,6 +124,54 @@ def test_one_table_beside_retrieval_with_a_row_a_query(made):
     nothing = result.items["shapes-bm25"].set_index("query").loc["far"]
     assert nothing["mrr@10"] == 0 and np.isnan(nothing["rank"])
     assert Hybrid("test", made).held() == {"shapes": list(made.queries.values())}
+
+
+def test_what_a_cross_encoder_had_no_time_for(made, monkeypatch):
+    monkeypatch.setattr("unitsphere.evaluation.cached.SLICE", 4)
+    now, seen = [0.0], []
+
+    def slowly(path):
+        def scores(pairs):
+            seen.append(len(pairs))
+            now[0] += len(pairs)
+            return scorer(path)(pairs)
+
+        return scores
+
+    hybrid = Hybrid("test", made, reranker="somewhere", cross_encoder=slowly)
+    whole, part = (score([hybrid], embed, seconds, lambda: now[0]) for seconds in (None, 9))
+    assert seen[1:] == [4, 4, 4]
+    assert part.metrics == {name: value for name, value in whole.metrics.items() if "reranked" not in name}
+    assert part.primary == whole.primary and unfinished(part, part.primary) == "shapes-reranked: 3 of 4 tasks"
+    assert remarks(part, 9) == ["shapes-reranked: stopped after 9 s with 3 of 4 tasks"]
+    enough = score([hybrid], embed, 1e9, lambda: now[0])
+    assert enough.metrics == whole.metrics and max(seen[4:]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "tasks"),
+    [
+        ({"k1": 1.2}, {"bm25", "hybrid", "rrf", "reranked"}),
+        ({"stemmer": "english"}, {"bm25", "hybrid", "rrf", "reranked"}),
+        ({"alpha": 0.3}, {"hybrid"}),
+        ({"c": 10}, {"rrf", "reranked"}),
+        ({"rerank_from": "hybrid"}, {"reranked"}),
+        ({"reranker": "elsewhere"}, {"reranked"}),
+        ({"cross_encoder": lambda path: Limited(64)}, {"reranked"}),
+    ],
+)
+def test_a_stamp_has_all_that_its_task_depends_on(made, change, tasks):
+    options = {"reranker": "somewhere", "cross_encoder": lambda path: Limited(128)}
+    one, two = (Hybrid("test", made, **of)(embed).protocol for of in (options, options | change))
+    assert {task.removeprefix("shapes-") for task in one if one[task] != two[task]} == tasks
+
+
+class Limited:
+    def __init__(self, max_length):
+        self.max_length = max_length
+
+    def __call__(self, pairs):
+        return np.zeros((len(pairs), 1))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from unitsphere.errors import UsageError
 from unitsphere.evaluation import mteb as evaluator
 from unitsphere.evaluation.mteb import MTEB
 from unitsphere.evaluation.retrieval import Retrieval, unit
-from unitsphere.evaluation.score import score
+from unitsphere.evaluation.score import score, unfinished
+from unitsphere.report.comparability import refuse_mixed_protocols
 from unitsphere.training.run import build_embedder
 from unitsphere.types import Result
 
@@ -125,20 +127,20 @@ def test_a_folder_of_ours_scores_as_sentence_transformers_does(layouts, model):
 
 def test_the_cache_of_mteb_tells_models_apart(layouts, model, tmp_path, embedder):
     from unitsphere.evaluation.mteb_folder import tasks
-    from unitsphere.mteb import digest, load
+    from unitsphere.mteb import load
 
     again, cache = load(model), mteb.ResultCache(tmp_path / "cache")
-    assert again.mteb_model_meta.revision == load(model).mteb_model_meta.revision == digest(artefact.load(model))
+    assert again.mteb_model_meta.revision == load(model).mteb_model_meta.revision == artefact.load(model).identity()
     changed = artefact.load(model)
     next(changed.parameters()).data[0, 0] += 1e-3
     prompted = artefact.load(model)
     prompted.prompts["query"] = "another: "
-    assert len({digest(m) for m in (changed, prompted, artefact.load(model))}) == 3
+    assert len({m.identity() for m in (changed, prompted, artefact.load(model))}) == 3
     [task] = tasks(str(layouts / "sts"), "test")
     mteb.evaluate(again, task, cache=cache, co2_tracker=False, show_progress_bar=False)
     again.embed = None  # what is known is not computed again …
     mteb.evaluate(again, task, cache=cache, co2_tracker=False, show_progress_bar=False)
-    again.mteb_model_meta.revision = digest(changed)  # … but for another model
+    again.mteb_model_meta.revision = changed.identity()  # … but for another model
     with pytest.raises(TypeError):
         mteb.evaluate(again, task, cache=cache, co2_tracker=False, show_progress_bar=False)
 
@@ -292,3 +294,48 @@ def test_on_real_data_mteb_says_what_ours_and_sklearn_say(shared, tmp_path, monk
     rows = rows_of(shared, "mrpc")
     ap = average_precision_score([r["label"] for r in rows], np.diag(cosines(embed, rows)))
     assert found["mteb/mrpc"] == pytest.approx(ap, abs=1e-4)
+
+
+def test_tasks_that_are_finished_are_whole(layouts, tmp_path):
+    """A second passes with each text."""
+    for name in ("groups", "sts"):
+        (tmp_path / name).symlink_to(layouts / name)
+    now = [0.0]
+
+    def embed(texts, role, max_length=None, prompt=None):
+        now[0] += len(texts)
+        return np.stack([np.random.default_rng(list(f" {t}".encode())).normal(size=8) for t in texts]).astype("f4")
+
+    def made(path, seconds):
+        return score([MTEB("test", path=str(path))], embed, seconds, lambda: now[0])
+
+    part, whole, nothing = made(tmp_path, 50), made(tmp_path, None), made(tmp_path / "sts", 5)
+    assert set(part.metrics) == {"mteb/groups"} and part.metrics["mteb/groups"] == whole.metrics["mteb/groups"]
+    assert part.primary == whole.primary == "mteb/mean_task"
+    assert unfinished(part, part.primary) and part.protocol["mteb"]["stopped"] == "1 of 2 tasks"
+    assert nothing.protocol == {"mteb": {"stopped": "nothing finished"}}
+
+
+def test_a_table_refuses_other_prompts(layouts):
+    def record(prompts):
+        made = MTEB("test", path=str(layouts / "sts"), prompts=prompts, measures=["cosine_pearson"])
+        result = made(lambda texts, *_: np.random.default_rng(0).normal(size=(len(texts), 4)).astype("f4"))
+        assert {name.partition("/")[0] for name in result.metrics} <= result.protocol.keys()
+        return SimpleNamespace(info={"protocol": dict(result.protocol)})
+
+    records = [record(prompts) for prompts in ({}, {"STS": "a: "})]
+    for metric in ("mteb/sts", "mteb-sts/cosine_pearson"):
+        with pytest.raises(UsageError, match="prompts is"):
+            refuse_mixed_protocols(records, [f"test/{metric}"])
+
+
+def test_what_was_loaded_to_be_read_is_unloaded(layouts):
+    made, calls = MTEB("test", path=str(layouts / "sts")), []
+    [task] = made.tasks
+    task.load_data, task.unload_data = lambda **_: calls.append("load"), lambda: calls.append("unload")
+    made.held()
+    assert "unload" not in calls  # its data was there before
+    task.data_loaded = False
+    calls.clear()
+    made.held()
+    assert calls == ["load", "unload"]

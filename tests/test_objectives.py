@@ -97,8 +97,8 @@ def test_truncated_vectors_are_scored_beside_whole_ones(material, tmp_path):
     )  # fmt: skip
     metrics = run.metrics
     for stage in ("before", "test"):
-        assert metrics[f"{stage}/pairs/mrr@10_dim32"] == pytest.approx(metrics[f"{stage}/pairs/mrr@10"])
-        assert metrics[f"{stage}/pairs/mrr@10_dim4"] != metrics[f"{stage}/pairs/mrr@10"]
+        assert metrics[f"{stage}/pairs_dim32/mrr@10"] == pytest.approx(metrics[f"{stage}/pairs/mrr@10"])
+        assert metrics[f"{stage}/pairs_dim4/mrr@10"] != metrics[f"{stage}/pairs/mrr@10"]
     assert (run.folder / "scores" / "test" / "pairs_dim4.parquet").exists()
 
 

@@ -108,7 +108,7 @@ def test_a_wrong_map_is_named(options, said):
 
 def test_a_malformed_file_and_a_missing_package_are_named(tmp_path, monkeypatch):
     (tmp_path / "bad.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b"}\n')
-    with pytest.raises(UsageError, match="row 2: text and label expected"):
+    with pytest.raises(UsageError, match="row 2: column 'label' is missing or empty"):
         Map("test", path=str(tmp_path / "bad.jsonl"))
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(UsageError, match=r"unitsphere\[umap\]"):
@@ -137,7 +137,7 @@ def run(tmp_path, labelled):
         }
         for s in (0, 5, 10)
     ]
-    chosen = {"selected": {"metric": "docs/mrr@10", "value": 0.5}, "best_step": 5, "steps": 10}
+    chosen = {"selected": {"metric": "dev/docs/mrr@10", "value": 0.5}, "best_step": 5, "steps": 10}
     folder = made(tmp_path / "runs", looks=looks, **chosen)
     (folder / "metrics.csv").write_text("step,metric,value\n0,loss,1.0\n5,loss,0.5\n10,loss,nan\n0,alarm,nan\n")
     (folder / "overrides.yaml").write_text("[]\n")
@@ -230,3 +230,43 @@ def test_a_sweep_shows_the_paths_of_its_runs(tmp_path):
     made(tmp_path, loss="simcse")
     text = sweep_page.page(tmp_path, "done")
     assert "<h2>Alignment and uniformity on dev" in text and ">3 runs<" in text
+
+
+def test_the_dev_metric_that_chooses_has_a_panel(run):
+    figure = pictures.curves(run.folder / "metrics.csv", run.info)
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert titles == ["dev/docs/mrr@10", "loss"]
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 5, 10]
+    assert [a.get_title() for a in pictures.curves(run.folder / "metrics.csv", {}).axes if a.get_visible()] == ["loss"]
+
+
+def test_an_evaluation_has_chosen_nothing(run):
+    def titles():
+        return {axis.get_title() for figure in pictures.pictures(run).values() for axis in figure.axes}
+
+    assert any("chosen checkpoint" in title for title in titles())
+    info = json.loads((run.folder / "run.json").read_text())
+    del info["choices"]
+    (run.folder / "run.json").write_text(json.dumps(info))
+    assert not any("chosen checkpoint" in title for title in titles())
+    assert any(title.startswith("pairs, on test") for title in titles())
+
+
+def test_a_cosine_that_rounding_brings_over_one_is_drawn():
+    over = pd.Series([1.0000001, 0.5], dtype=np.float64)
+    drawn = pictures.histogram("cosines", {"positive": over, "other": pd.Series([0.1, -1.0000001])})
+    heights = [patch.get_height() for patch in drawn.axes[0].patches]
+    width = drawn.axes[0].patches[0].get_width()
+    first, second = np.array(heights).reshape(2, -1) * width * 2
+    assert first.sum() == pytest.approx(2) and second.sum() == pytest.approx(2) and first[-1] == pytest.approx(1)
+
+
+def test_labelled_texts_are_embedded_as_the_probes_do(labelled):
+    seen = set()
+
+    def recorded(texts, role, max_length=None, prompt=None):
+        seen.add((role, max_length))
+        return embed(texts, role)
+
+    Map("test", path=str(labelled), method="pca", max_length=7)(recorded)
+    assert seen == {("query", 7)}

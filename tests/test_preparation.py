@@ -12,7 +12,6 @@ from conftest import composed
 from unitsphere import paths
 from unitsphere.build import build
 from unitsphere.cli.train import start
-from unitsphere.data.preparation import words as words_module
 from unitsphere.data.preparation.crop import Crop
 from unitsphere.data.preparation.duplicates import Duplicates
 from unitsphere.data.preparation.html import Html
@@ -26,9 +25,10 @@ from unitsphere.data.preparation.synonyms import Synonyms
 from unitsphere.data.preparation.unicode import Unicode
 from unitsphere.data.preparation.whitespace import Whitespace
 from unitsphere.data.preparation.word_deletion import WordDeletion
-from unitsphere.data.preparation.words import joined, words
 from unitsphere.data.rows import Rows
 from unitsphere.errors import UsageError
+from unitsphere.formats import words as words_module
+from unitsphere.formats.words import joined, words
 from unitsphere.similar import Exact, Near, normalised
 from unitsphere.training.run import train
 

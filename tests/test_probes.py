@@ -14,10 +14,13 @@ from conftest import composed
 from unitsphere.build import build
 from unitsphere.data.docstrings import labelled
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.bitext import Bitext
 from unitsphere.evaluation.classification import Classification
 from unitsphere.evaluation.clustering import Clustering
+from unitsphere.evaluation.geometry import Geometry
 from unitsphere.evaluation.pair_classification import PairClassification, best_accuracy, best_f1
 from unitsphere.evaluation.retrieval import unit
+from unitsphere.types import RetrievalSet
 
 COLUMNS = {"text": "text", "label": "label"}
 NO_FILES = {"train": None, "dev": None, "test": None}
@@ -205,3 +208,33 @@ def test_docstrings_have_labels(split, embedder):
         for node in config.values():
             result = build({**node, "max_length": 16, "max_rows": 300}, split=split, own=None)(embedder.embed)
             assert result.primary in result.metrics and all(0 <= v <= 1 for v in result.metrics.values())
+
+
+def test_a_stamp_changes_with_the_texts_that_are_scored(tmp_path):
+    """Of as many texts, labels and pairs; and of their mean."""
+
+    def stamps(word):
+        rows = [{"sentence1": f"{word} {i}", "sentence2": f"b {i}", "label": i % 2} for i in range(8)]
+        texts = [{"text": f"{word} {i}", "label": f"l{i % 2}"} for i in range(8)]
+        for name, of_file in (("pairs", rows), ("texts", texts)):
+            (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in of_file))
+        (tmp_path / "en-de.tsv").write_text("".join(f"{word} {i}\tb {i}\n" for i in range(8)))
+        files = NO_FILES | {"test": str(tmp_path / "texts.jsonl")}
+        of = RetrievalSet("s", {"d": word, "e": "x"}, {"q": "a", "r": "b"}, {"q": {"d": 1}, "r": {"e": 1}})
+        made = [
+            Classification("test", None, files, COLUMNS),
+            Clustering("test", None, files, COLUMNS, seeds=1),
+            PairClassification("test", dict.fromkeys("ab", "pairs.jsonl"), {}, PAIR_COLUMNS, str(tmp_path)),
+            Bitext("test", {"en-de": "en-de.tsv"}, {}, str(tmp_path)),
+            Geometry("test", of),
+        ]
+        results = [one(embed) for one in made]
+        assert all({name.partition("/")[0] for name in result.metrics} <= result.protocol.keys() for result in results)
+        return [result.protocol for result in results]
+
+    def embed(texts, role, max_length=None, prompt=None):
+        return np.random.default_rng(0).normal(size=(len(texts), 4)).astype(np.float32)
+
+    assert stamps("one") == stamps("one")
+    for one, two in zip(stamps("one"), stamps("two"), strict=True):
+        assert all(one[task] != two[task] for task in one)

@@ -9,6 +9,7 @@ import pytest
 
 from conftest import composed
 from unitsphere.build import build
+from unitsphere.data.preparation import synonyms as preparation
 from unitsphere.errors import UsageError
 from unitsphere.evaluation import noise
 from unitsphere.evaluation.retrieval import Retrieval
@@ -74,10 +75,26 @@ def test_casing_and_punctuation():
 
 def test_synonyms_are_the_users(tmp_path):
     (tmp_path / "table.tsv").write_text("car\tautomobile\nbig car\tlorry\n合同\t契约\n")
-    synonyms = noise.Synonyms(str(tmp_path / "table.tsv"), {"word": 0, "synonym": 1}, 1.0)
+    synonyms = noise.Synonyms(str(tmp_path / "table.tsv"), 1.0)
     assert synonyms("A Car, a big car, a scar; 解除合同", Random(0)) == "A automobile, a lorry, a scar; 解除契约"
     synonyms.rate = 0.0
     assert synonyms("a car", Random(0)) == "a car"
+
+
+def test_the_last_letter_has_none_to_change_places_with():
+    left = [len(noise.typos("1a", Random(seed), 1.0)) == 2 for seed in range(600)]
+    assert np.mean(left) == pytest.approx(1 / 2, abs=0.06)  # replaced or left out
+
+
+def test_one_table_of_synonyms_for_training_and_for_noise(tmp_path, words_set):
+    results = []
+    for word in ("pear", "plum"):
+        table = tmp_path / "table.tsv"
+        table.write_text(f"Apple\t{word}\t{word}\n")
+        assert noise.Synonyms(str(table), 1.0).table == preparation.Synonyms(str(table)).table == {"apple": [word] * 2}
+        results.append(Robustness("test", words_set, Retrieval, {"other": noise.Synonyms(str(table), 0.5)})(bag))
+    one, two = (result.protocol["words_other"]["settings"] for result in results)
+    assert one.startswith("Synonyms rate=0.5 table=") and one != two
 
 
 @pytest.mark.parametrize("call", [noise.typos, noise.dropped_words, noise.swapped_words])
@@ -117,14 +134,14 @@ def test_losses_are_clean_minus_noisy(words_set):
     upper = Retrieval("test", words_set)(
         lambda t, role, *_: bag([x.upper() if role == "query" else x for x in t], role)
     )
-    assert result.metrics["words/mrr@10_upper"] == upper.metrics["words/mrr@10"] < mrr
-    assert result.metrics["words/mrr@10_upper_loss"] == mrr - upper.metrics["words/mrr@10"]
-    assert result.metrics["words/mrr@10_swapped_loss"] == 0  # one word cannot change places
-    mean = (result.metrics["words/mrr@10_upper"] + mrr) / 2
-    assert result.primary == "words/mrr@10_noisy" and result.metrics[result.primary] == pytest.approx(mean)
+    assert result.metrics["words_upper/mrr@10"] == upper.metrics["words/mrr@10"] < mrr
+    assert result.metrics["words_upper/mrr@10_loss"] == mrr - upper.metrics["words/mrr@10"]
+    assert result.metrics["words_swapped/mrr@10_loss"] == 0  # one word cannot change places
+    mean = (result.metrics["words_upper/mrr@10"] + mrr) / 2
+    assert result.primary == "words_noisy/mrr@10" and result.metrics[result.primary] == pytest.approx(mean)
     assert ("query", "APPLE") in seen and not any(text.isupper() for role, text in seen if role == "document")
     assert result.protocol["words_upper"]["settings"] == "casing to=upper"
-    assert result.items["words_upper"]["mrr@10"].mean() == pytest.approx(result.metrics["words/mrr@10_upper"])
+    assert result.items["words_upper"]["mrr@10"].mean() == pytest.approx(result.metrics["words_upper/mrr@10"])
 
 
 def test_every_model_reads_the_same_noise(words_set):
@@ -155,5 +172,5 @@ def test_the_option_builds_and_runs(tmp_path, words_set, embedder):
     config = composed("eval=[retrieval,robustness]", f"eval.retrieval.path={tmp_path}", "model=x", root="eval").eval
     result = build(config.robustness, split="test", own=None)(embedder.embed)
     name = tmp_path.name
-    assert {f"{name}/mrr@10_{noise}_loss" for noise in config.robustness.noises} < set(result.metrics)
+    assert {f"{name}_{noise}/mrr@10_loss" for noise in config.robustness.noises} < set(result.metrics)
     assert result.primary in result.metrics and "typos rate=0.1" in str(result.protocol)

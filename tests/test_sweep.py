@@ -10,8 +10,11 @@ import time
 
 import pytest
 
-from conftest import command
+from conftest import command, composed
 from unitsphere.cli.sweep import again, state
+from unitsphere.report.comparability import differing
+from unitsphere.report.records import Record
+from unitsphere.runs import cell
 
 
 @pytest.fixture
@@ -154,3 +157,10 @@ def test_a_sample_of_the_cells_is_reproduced(line, tmp_path):
 def test_bad_usage_is_one_message(tmp_path, arguments, message):
     done = command("sweep", *arguments, check=False, cwd=tmp_path)
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_size_of_the_vector_cache_is_no_setting_of_a_model(tmp_path):
+    one, two = (composed("encoder=tiny", "loss=infonce", f"vector_cache={gib}") for gib in (0, 4))
+    assert cell(one) == cell(two) != cell(composed("encoder=tiny", "loss=infonce", "seed=7"))
+    records = [Record(tmp_path, {}, {"vector_cache": gib, "loss": "infonce"}, {}) for gib in (0, 4)]
+    assert differing(records) == []

@@ -17,7 +17,7 @@ from torch import nn
 
 from conftest import command, composed
 from unitsphere import artefact
-from unitsphere.cli.reproduce import changes
+from unitsphere.cli.reproduce import changes, reproduce
 from unitsphere.cli.train import start
 from unitsphere.errors import UsageError
 from unitsphere.losses.infonce import InfoNCE
@@ -181,6 +181,23 @@ def test_a_failed_run_says_so(pairs, tmp_path):
     with pytest.raises(UsageError, match="select=nothing: dev has pairs/mrr@10"):
         train(run.config, run)
     assert run.info["status"] == "failed" and "select=nothing" in run.info["error"]
+
+
+@pytest.mark.parametrize(
+    ("evals", "said"), [("none", "eval is empty"), ("map", r"what eval names \(map\) scores nothing on dev")]
+)
+def test_dev_that_scores_nothing_is_found_before_a_model_is_loaded(pairs, tmp_path, monkeypatch, evals, said):
+    monkeypatch.setattr("unitsphere.training.run.build_embedder", None)
+    run = start(composed(*overrides(pairs, tmp_path, f"eval={evals}")), [], {})
+    with pytest.raises(UsageError, match=f"{said}, so dev cannot choose a checkpoint"):
+        train(run.config, run)
+
+
+def test_a_run_whose_looks_were_bounded_by_time_is_not_reproduced(pairs, tmp_path):
+    run = start(composed(*overrides(pairs, tmp_path, "eval_seconds=100")), [], {})
+    run.note(status="done", protocol={"pairs": {}})
+    with pytest.raises(UsageError, match="bounded by eval_seconds"):
+        reproduce(run, 0.0)
 
 
 def test_a_loss_that_the_data_cannot_feed(tmp_path):

@@ -7,11 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
 from conftest import composed
 from making import model
 from unitsphere import paths
 from unitsphere.cli.evaluate import evaluate
+from unitsphere.digest import tokenizer_identity
 from unitsphere.evaluation.stored import StoredEmbed
 from unitsphere.training.run import remembered
 
@@ -135,3 +137,54 @@ def test_an_evaluation_reads_what_an_earlier_one_kept(pairs, tmp_path, monkeypat
     monkeypatch.setattr("unitsphere.embedder.Embedder.embed", None)  # which nothing may call now
     runs += [evaluate(composed(*line, root="eval"), tmp_path / "kept")]
     assert runs[0].metrics == runs[1].metrics == runs[2].metrics and runs[0].metrics
+
+
+def test_a_tokenizer_written_in_python_has_an_identity():
+    def made(**options):
+        one = model(dropout=0)
+        one.encoder.tokenizer = ByT5Tokenizer(**options)
+        return one
+
+    assert not hasattr(ByT5Tokenizer(), "backend_tokenizer")
+    assert made().identity() == made().identity() != model(dropout=0).identity()
+    assert len({made().identity(), made(extra_ids=3).identity(), made(eos_token="<end>").identity()}) == 3
+    for embedder in (made(), model(dropout=0)):
+        assert tokenizer_identity(embedder.encoder.tokenizer) == tokenizer_identity(embedder.encoder.tokenizer)
+
+
+def test_what_was_cut_is_counted_again_from_disk():
+    """A cold and a warm round, of which the warm one has other texts too."""
+    embedder = model(dropout=0)
+    found = []
+    for more in ([], ["x " * 300]):
+        with embedder.counting() as read:
+            embed = remembered(embedder, 1)
+            embed(["a " * 200, "b", "b"], "document")
+            embed(["abcdef", "abc"], "query", 5)
+            if more:
+                embed(more, "document")
+        found.append(dict(read))
+    assert found[0] == {("document", 128): (2, 1), ("query", 5): (2, 1)}
+    assert found[1] == {("document", 128): (3, 2), ("query", 5): (2, 1)}
+
+
+def test_a_disk_that_is_full_loses_nothing(monkeypatch):
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError("No space left on device")
+
+    embed = Counting(model(dropout=0).embed)
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.warns(UserWarning, match="the vectors were not kept in .*: No space left"):
+        found = StoredEmbed(embed, "model", 1)(TEXTS, "query")
+    assert np.array_equal(found, embed(TEXTS, "query")) and files() == []
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day():
+    stored = StoredEmbed(Counting(model(dropout=0).embed), "model", 1)
+    old, new = (paths.cache() / "vectors" / f"{name}.npz.1.writing" for name in ("old", "new"))
+    for part in (old, new):
+        part.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    stored(TEXTS, "query")
+    assert new.exists() and not old.exists()

@@ -4,7 +4,6 @@ Code: the module order and the prompts follow https://github.com/huggingface/sen
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unitsphere.digest import digest
+from unitsphere.digest import digest, tokenizer_identity
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.pooling.base import Pooling
 from unitsphere.pooling.windows import Windows
@@ -163,7 +162,6 @@ class Embedder(nn.Module):
         """SHA-256 over all that decides its vectors: weights and their precision, pooling, normalisation, prompts, the
         model's configuration and the tokenizer. (Their last digits depend on machine and threads, too.)"""
         encoder = self.encoder
-        tokenizer = json.loads(encoder.tokenizer.backend_tokenizer.to_str())
-        tokenizer |= {"truncation": None, "padding": None}  # what its last call left behind
+        tokenizer = tokenizer_identity(encoder.tokenizer)
         parts = (digest(self), self.protocol(), self.nodes, encoder.model.config.to_json_string(), tokenizer)
         return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).hexdigest()

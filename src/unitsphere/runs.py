@@ -166,9 +166,12 @@ def stamped(stem: str) -> str:
     return f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+OF_NO_CELL = ("name", "outputs", "resume", "logger", "vector_cache")  # change nothing that a run finds
+
+
 def cell(config: DictConfig) -> str:
     """A sweep's name for a configuration: equal for equal runs, whatever they are called and wherever they go."""
-    kept = {k: v for k, v in OmegaConf.to_container(config).items() if k not in ("name", "outputs", "resume", "logger")}  # type: ignore[union-attr]
+    kept = {k: v for k, v in OmegaConf.to_container(config).items() if k not in OF_NO_CELL}  # type: ignore[union-attr]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -108,18 +108,25 @@ def _regressions(
     if not lost:
         show("B loses on nothing" + ("; nothing is saved" if save is not None else ""))
         return
-    sets: Mapping[str, RetrievalSet] | None = None
+    sets: Sequence[RetrievalSet] | None = None
     kept: dict[str, RetrievalSet | pd.DataFrame] = {}
     for task, (line, at) in lost.items():
         x, y = (regressions.items(of, stage, task, at) for of, stage in zip((a, b), stages, strict=True))
-        if "prediction" in x:
+        if {"prediction", "score"} <= set(x):
             text, kept[task] = regressions.pairs(x, y), x[["sentence1", "sentence2", "score"]]
-        else:
-            sets = _sets(b, stages[1]) if sets is None else sets
-            if task not in sets or not set(x["query"]) <= sets[task].queries.keys():
+        elif "found" in x or "found" in y:
+            sets = _sets(b, stages[1], [*lost]) if sets is None else sets
+            of = regressions.searched(sets, task, x)
+            if of is None:
                 show(f"note: the texts of {task} are not where {b.folder} read them")
                 continue
-            text, kept[task] = regressions.queries(line, x, y, sets[task]), regressions.bad_set(sets[task], x)
+            text = regressions.queries(line, x, y, of)
+            if save is not None:
+                kept[task] = regressions.bad_set(of, x)
+        else:
+            text = regressions.texts(line, x, y)
+            if save is not None:
+                show(f"note: {task} is not kept; only queries of a search and pairs with a score are")
         if count:
             show(f"\n{line.metric}, on which B loses most:\n" + "\n".join(text))
     if save is not None and kept:
@@ -131,17 +138,31 @@ def _regressions(
             show(f"  {task}: {len(lost[task][1])}{length}")
 
 
-def _sets(record: "Record", stage: str) -> "Mapping[str, RetrievalSet]":
-    """The retrieval sets that a run or evaluation was scored on, read again from where its configuration says."""
+def _sets(record: "Record", stage: str, tasks: Sequence[str]) -> "Sequence[RetrievalSet]":
+    """The retrieval sets that these tasks of a run or evaluation may have searched, read again from where its
+    configuration says: the data's own, and the BEIR folders that an evaluator's `path` is or holds. No evaluator is
+    built for it, as one may load a model or a benchmark."""
+    from dataclasses import replace
+
     from omegaconf import OmegaConf
 
     from unitsphere.cli.evaluate import own
-    from unitsphere.training.run import build_evaluators
+    from unitsphere.formats import beir
+    from unitsphere.report.records import leaves
 
     config, split = OmegaConf.load(record.folder / "config.yaml"), "dev" if stage == "dev" else "test"
-    evaluators = build_evaluators(config.eval, split, own(config, split))  # type: ignore[arg-type]
-    found = [evaluator.set for evaluator in evaluators if hasattr(evaluator, "set")]
-    return {of.name: of for of in found}
+    of_run = own(config, split)  # type: ignore[arg-type]
+    found = [of_run] if of_run is not None else []
+    of_eval = OmegaConf.to_container(config.eval)
+    named = {Path(str(path)).expanduser() for key, path in leaves(of_eval) if key.endswith(".path") and path}  # type: ignore[arg-type]
+    inside = {file.parent for path in named for file in path.glob("*/queries.jsonl")}
+    for folder in sorted(folder for folder in named | inside if any(task.startswith(folder.name) for task in tasks)):
+        try:
+            found.append(beir.read(str(folder), split))
+        except UsageError:  # of another kind, or without this split
+            continue
+    lengths = {task: stamp.get("max_length") for task, stamp in record.info.get("protocol", {}).items()}
+    return [replace(of, max_length=lengths.get(of.name, of.max_length)) for of in found]
 
 
 def _save(kept: "Mapping[str, RetrievalSet | pd.DataFrame]", folder: Path) -> None:

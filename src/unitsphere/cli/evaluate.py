@@ -30,6 +30,7 @@ def job(config: DictConfig) -> None:
         raise UsageError(f"split={config.split}: dev or test would fit.")
     if config.threads == "auto":
         config.threads = cpu_threads()
+    hydra_app.make_absolute(config)
     if config.model is not None and Path(config.model).expanduser().exists():
         config.model = str(Path(config.model).expanduser().resolve())  # so that a table finds the run from any folder
     name = Path(config.model).name if config.model is not None else config.encoder._target_.rsplit(".", 1)[-1]

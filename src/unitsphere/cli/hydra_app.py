@@ -107,3 +107,19 @@ def _keys() -> list[str]:
     for file in paths.conf().rglob("*.yaml"):
         keys.update(re.findall(r"^\s*([a-z_]+):", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
     return sorted(keys)
+
+
+def make_absolute(config: DictConfig, files: bool = False) -> None:
+    """Local paths as absolute ones, so that the saved configuration works from any folder. Changes the configuration.
+
+    Args:
+        config: Resolved.
+        files: Whether every text in it is a path, as below a key `files`.
+    """
+    for key, value in config.items():
+        if isinstance(value, DictConfig):
+            make_absolute(value, files or key == "files")
+        elif isinstance(value, str) and (files or str(key).endswith(("path", "init", "tokenizer", "reranker"))):
+            there = Path(value).expanduser()
+            if there.exists():
+                config[key] = str(there.resolve())

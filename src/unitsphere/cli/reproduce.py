@@ -79,8 +79,8 @@ def reproduce(original: Run, tolerance: float, outputs: str = "") -> bool:
         raise UsageError(
             f"{original.folder}: its status is {was['status']}; only a run that is done can be reproduced."
         )
-    if any("stopped" in stamp for stamp in was.get("protocol", {}).values()):
-        raise UsageError(f"{original.folder}: eval_seconds cut its evaluation, so what was finished is an accident.")
+    if original.config.get("eval_seconds") is not None:
+        raise UsageError(f"{original.folder}: it was bounded by eval_seconds, so what it has scored is an accident.")
     again = (trained_again if "choices" in was else evaluated_again)(original, outputs)
     was_metrics, now_metrics = original.metrics, again.metrics
     from rich.table import Table

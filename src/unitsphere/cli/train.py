@@ -125,18 +125,7 @@ def settle(config: DictConfig, at_once: int = 1) -> None:
     from unitsphere.training.trainer import make_concrete
 
     make_concrete(config, at_once)
-    _make_absolute(config)
-
-
-def _make_absolute(config: DictConfig) -> None:
-    """Local paths as absolute ones, so that the saved configuration works from any folder."""
-    for key, value in config.items():
-        if isinstance(value, DictConfig):
-            _make_absolute(value)
-        elif str(key).endswith(("path", "init", "tokenizer", "reranker")) and isinstance(value, str):
-            there = Path(value).expanduser()
-            if there.exists():
-                config[key] = str(there.resolve())
+    hydra_app.make_absolute(config)
 
 
 def joined() -> Run | None:

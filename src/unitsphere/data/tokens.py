@@ -1,6 +1,5 @@
 """Token ids of many texts in one flat array, computed once and kept on disk; or of a batch's texts, when it is made."""
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from unitsphere.data.rows import fingerprint
+from unitsphere.digest import tokenizer_identity
 
 CHUNK = 16384
 
@@ -34,7 +34,7 @@ def tokenize(texts: Sequence[str], encoder: Any, max_length: int, cache: Path) -
 
     The cache's key covers the texts, the tokeniser and the length; the file is written whole or not at all.
     """
-    key = fingerprint([_identity(encoder.tokenizer), f"{encoder.limit(max_length)} and cut", *texts])[:24]
+    key = fingerprint([tokenizer_identity(encoder.tokenizer), f"{encoder.limit(max_length)} and cut", *texts])[:24]
     file = cache / "tokens" / f"{key}.npy"
     if not file.exists():
         chunks = [encoder.cut(texts[i : i + CHUNK], max_length) for i in range(0, len(texts), CHUNK)]
@@ -86,10 +86,3 @@ class AsNeeded:
         ids, cut = self.encoder.cut(texts, self.max_length)
         self.read, self.cut = self.read + len(texts), self.cut + cut
         return ids
-
-
-def _identity(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return str(backend.to_str())
-    return type(tokenizer).__name__ + json.dumps(tokenizer.get_vocab(), sort_keys=True)

@@ -4,14 +4,14 @@ Such a set was chosen by what one model got wrong, so any other model, and the s
 there by chance (regression to the mean). It says whether something was repaired, not which model is better.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.retrieval import Retrieval
-from unitsphere.evaluation.score import score
+from unitsphere.evaluation.score import finished, joined
 from unitsphere.evaluation.sts import STS
+from unitsphere.evaluation.suffixed import suffixed
 from unitsphere.types import Embed, Held, Result, RetrievalSet
 
 ENDING = "_bad"
@@ -44,32 +44,16 @@ class BadCases:
             return
         sets = sorted(file.parent for file in folder.glob("*/queries.jsonl"))
         self.evaluators += [Retrieval("test", path=str(one), max_length=max_length) for one in sets]
-        pairs = {file.stem.partition("-")[2]: file.name for file in sorted(folder.glob("*-*.jsonl"))}
+        pairs = {file.stem.removeprefix("sts-"): file.name for file in sorted(folder.glob("*-*.jsonl"))}
         if pairs:
             self.evaluators.append(STS("test", pairs, {"bad": {}}, {}, "bad", str(folder), max_length))
         if not self.evaluators:
             raise UsageError(f"eval.bad_cases.path={path} has neither BEIR folders nor <task>-<name>.jsonl.")
 
     def __call__(self, embed: Embed) -> Result:
-        result = score(self.evaluators, embed)
-
-        def renamed(by_name: Mapping[str, Any]) -> dict[str, Any]:
-            return {_bad(name, [*result.protocol]): value for name, value in by_name.items()}
-
-        return Result(
-            metrics=renamed(result.metrics),
-            primary=_bad(result.primary, [*result.protocol]),
-            items=renamed(result.items),
-            protocol=renamed(result.protocol),
-        )
+        return suffixed(joined([finished(evaluator, embed) for evaluator in self.evaluators]), ENDING)
 
     def held(self) -> Held:
         """What its sets hold."""
         held = [evaluator.held() for evaluator in self.evaluators]
         return {f"{name}{ENDING}": texts for of_one in held for name, texts in of_one.items()}
-
-
-def _bad(name: str, tasks: Sequence[str]) -> str:
-    """A metric's, item table's or task's name with the task's name changed: scifact/mrr@10, scifact-worst, scifact."""
-    task = max((t for t in tasks if name.startswith(t)), key=len, default="")
-    return f"{task}{ENDING}{name.removeprefix(task)}" if task else name

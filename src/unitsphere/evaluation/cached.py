@@ -4,7 +4,8 @@ looked at before it is used."""
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from unitsphere.errors import UsageError
 from unitsphere.types import Embed
 
 SLICE = 256  # texts between two looks at the clock
+
+T = TypeVar("T")
 
 
 class OutOfTime(Exception):
@@ -54,13 +57,25 @@ class CachedEmbed:
     ) -> np.ndarray:
         known = self.known.setdefault((role, max_length, prompt), {})
         new = [text for text in dict.fromkeys(texts) if text not in known]
-        size = SLICE if self.seconds is not None else max(1, len(new))  # whole, so that encode sorts all by length
-        for at in range(0, len(new), size):
-            if self.seconds is not None and self.clock() > self.end:
-                raise OutOfTime([known[text] for text in itertools.takewhile(known.__contains__, texts)])
-            some = new[at : at + size]
-            known.update(zip(some, finite(self.embed(some, role, max_length, prompt), some), strict=True))
+        try:
+            for some in self.slices(new):
+                known.update(zip(some, finite(self.embed(some, role, max_length, prompt), some), strict=True))
+        except OutOfTime:
+            raise OutOfTime([known[text] for text in itertools.takewhile(known.__contains__, texts)]) from None
         return np.stack([known[text] for text in texts])
+
+    def slices(self, of: Sequence[T]) -> Iterator[Sequence[T]]:
+        """Slices of a list, with a look at the clock before each; without a time the whole list, so that encode sorts
+        all by length.
+
+        Raises:
+            OutOfTime: The time is over; with no vectors.
+        """
+        size = SLICE if self.seconds is not None else max(1, len(of))
+        for at in range(0, len(of), size):
+            if self.seconds is not None and self.clock() > self.end:
+                raise OutOfTime([])
+            yield of[at : at + size]
 
 
 def finite(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:

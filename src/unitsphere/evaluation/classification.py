@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from unitsphere.evaluation.labelled import read, share, some, texts_of
+from unitsphere.evaluation.labelled import fingerprint, read, share, some, texts_of
 from unitsphere.evaluation.retrieval import unit
 from unitsphere.types import Embed, Result, RetrievalSet
 
@@ -103,6 +103,7 @@ class Classification:
             "repeats": len(predicted),
             "seed": self.seed,
             "max_length": self.max_length,
+            "sha256": fingerprint(self.train, self.test),
             "train": len(self.train),
             "test": len(self.test),
             "labels": len(set(gold)),

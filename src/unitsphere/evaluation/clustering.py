@@ -12,7 +12,7 @@ import pandas as pd
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import adjusted_rand_score, v_measure_score
 
-from unitsphere.evaluation.labelled import texts_of
+from unitsphere.evaluation.labelled import fingerprint, texts_of
 from unitsphere.types import Embed, Result, RetrievalSet
 
 
@@ -65,6 +65,7 @@ class Clustering:
             "algorithm": "k-means" if self.batch_size is None else f"mini-batch k-means, {self.batch_size} rows",
             "seeds": self.seeds,
             "max_length": self.max_length,
+            "sha256": fingerprint(self.table),
             "texts": len(x),
             "labels": gold.nunique(),
         }

@@ -13,6 +13,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from unitsphere.evaluation.retrieval import own_or_path, vectors
+from unitsphere.formats.fingerprint import fingerprint
 from unitsphere.search.dense import unit
 from unitsphere.types import Embed, Held, Result, RetrievalSet
 
@@ -58,7 +59,13 @@ class Geometry:
         texts = [self.set.queries[i] for i, _ in pairs], [self.set.corpus[i] for _, i in pairs]
         hard = hardest(q, d, [self.set.qrels[query] for query, _ in pairs], [document for _, document in pairs])
         items = {"geometry-map": flat(q, d, *texts), "geometry-cosines": pd.concat([cosines(q, d), hard])}
-        stamp = {"kind": "geometry", "set": self.set.name, "pairs": len(pairs), "max_length": self.set.max_length}
+        stamp = {
+            "kind": "geometry",
+            "set": self.set.name,
+            "pairs": len(pairs),
+            "max_length": self.set.max_length,
+            "sha256": fingerprint(self.set)[:16],
+        }
         return Result(metrics, "geometry/effective_rank", items, {"geometry": stamp})
 
 

@@ -13,7 +13,9 @@ from functools import cached_property, partial
 import numpy as np
 
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.cached import CachedEmbed, OutOfTime
 from unitsphere.evaluation.retrieval import DEPTH, own_or_path, scored, vectors
+from unitsphere.evaluation.score import joined
 from unitsphere.search import fusion
 from unitsphere.search.bm25 import BM25
 from unitsphere.search.dense import search, unit
@@ -21,7 +23,7 @@ from unitsphere.search.fusion import Ranking
 from unitsphere.search.rerank import rerank
 from unitsphere.types import Embed, Held, Result, RetrievalSet
 
-Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]  # pairs (query, document) to (R, 1)
+Score = Callable[[Sequence[tuple[str, str]]], np.ndarray]  # pairs (query, document) to (R) or (R, 1)
 
 
 class Hybrid:
@@ -33,7 +35,8 @@ class Hybrid:
         <name>-reranked   with a reranker: the first `depth` documents of one of the rankings in its order
 
     A setting is chosen on dev and then reported on test, so alpha by a few `unitsphere evaluate … split=dev
-    eval.hybrid.alpha=0.3`; reciprocal ranks have nothing to choose.
+    eval.hybrid.alpha=0.3`; reciprocal ranks have nothing to choose. When the time is over while the cross-encoder
+    reads, the others are reported.
 
     Args:
         split: "dev" or "test".
@@ -78,12 +81,15 @@ class Hybrid:
         self.alpha, self.c, self.rerank_from, self.depth = alpha, c, rerank_from, depth
         self.bm25 = partial(BM25, k1=k1, b=b, stemmer=stemmer)
         self.score = cross_encoder(path=reranker) if reranker and cross_encoder else None
+        bm25 = f"bm25, k1 {k1:g}, b {b:g}, stemmer {stemmer}"
         self.how = {
-            "bm25": f"bm25, k1 {k1:g}, b {b:g}, stemmer {stemmer}",
-            "hybrid": f"{alpha:g} cosine + {1 - alpha:g} bm25, each from 0 to 1 over a query's first {DEPTH}",
-            "rrf": f"reciprocal ranks of cosine and bm25, c {c:g}",
-            "reranked": f"cross-encoder over the first {depth} of {rerank_from}",
+            "dense": "cosine",
+            "bm25": bm25,
+            "hybrid": f"{alpha:g} cosine + {1 - alpha:g} ({bm25}), each from 0 to 1 over a query's first {DEPTH}",
+            "rrf": f"reciprocal ranks of cosine and ({bm25}), c {c:g}",
         }
+        scorer = f"cross-encoder {reranker}, {getattr(self.score, 'max_length', None)} tokens"
+        self.how["reranked"] = f"{scorer}, over the first {depth} of {rerank_from}: {self.how[rerank_from]}"
 
     def held(self) -> Held:
         """Its queries; documents may be trained on."""
@@ -91,6 +97,13 @@ class Hybrid:
 
     def __call__(self, embed: Embed) -> Result:
         rankings = self._rankings(embed)
+        late = None
+        if self.score is not None:
+            texts = list(self.set.queries.values()), list(self.set.corpus.values())
+            try:
+                rankings["reranked"] = rerank(*texts, rankings[self.rerank_from], self._in_time(embed), self.depth)
+            except OutOfTime:
+                late = {"stopped": f"{len(rankings) - 1} of {len(rankings)} tasks"}
         del rankings["dense"]  # which eval=retrieval reports
         queries, documents = list(self.set.queries), list(self.set.corpus)
         results = []
@@ -102,27 +115,34 @@ class Hybrid:
             task = f"{self.set.name}-{kind}"
             result = scored(task, run, self.set)
             results.append(replace(result, protocol={task: {**result.protocol[task], "similarity": self.how[kind]}}))
-        return Result(
-            metrics={name: value for result in results for name, value in result.metrics.items()},
-            primary=results[-1].primary,
-            items={task: table for result in results for task, table in result.items.items()},
-            protocol={task: stamp for result in results for task, stamp in result.protocol.items()},
-        )
+        whole = joined(results)
+        if late is None:
+            return replace(whole, primary=results[-1].primary)
+        task = f"{self.set.name}-reranked"
+        return replace(whole, primary=f"{task}/mrr@10", protocol={**whole.protocol, task: late})
 
     def _rankings(self, embed: Embed) -> dict[str, Ranking]:
         d = vectors(embed, list(self.set.corpus.values()), "document", self.set)
         q = vectors(embed, list(self.set.queries.values()), "query", self.set)
         both = [search(unit(q), unit(d), DEPTH), self._lexical]
-        rankings = {
+        return {
             "dense": both[0],
             "bm25": both[1],
             "hybrid": fusion.weighted(both, [self.alpha, 1 - self.alpha], DEPTH),
             "rrf": fusion.reciprocal_rank(both, DEPTH, self.c),
         }
-        if self.score is not None:
-            texts = list(self.set.queries.values()), list(self.set.corpus.values())
-            rankings["reranked"] = rerank(*texts, rankings[self.rerank_from], self.score, self.depth)
-        return rankings
+
+    def _in_time(self, embed: Embed) -> Score:
+        """The cross-encoder under the evaluator's clock, where `embed` has one (see `CachedEmbed`)."""
+        score = self.score
+        assert score is not None
+        if not isinstance(embed, CachedEmbed):
+            return score
+
+        def in_slices(pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+            return np.concatenate([np.empty(0), *(score(some).reshape(-1) for some in embed.slices(pairs))])
+
+        return in_slices
 
     @cached_property
     def _lexical(self) -> Ranking:

@@ -97,6 +97,13 @@ def some(table: pd.DataFrame, source: str, max_rows: int | None = None) -> pd.Da
     return table.reset_index(drop=True)
 
 
+def fingerprint(*tables: pd.DataFrame) -> str:
+    """16 digits of the SHA-256 over the rows of tables of texts: two evaluations know by it whether they read the
+    same."""
+    rows = repr([table.values.tolist() for table in tables])
+    return hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def share(texts: Iterable[str]) -> np.ndarray:
     """(N): for each text a number in [0, 1) that its SHA-256 decides, so that every run divides texts alike."""
     drawn = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8] for text in texts]

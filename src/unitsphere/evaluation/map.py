@@ -7,6 +7,7 @@ between groups far apart, and their sizes, mean little in t-SNE and UMAP.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,9 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.labelled import read
 from unitsphere.evaluation.retrieval import own_or_path, unit, vectors
-from unitsphere.formats.records import SUFFIXES, BadRow, records
+from unitsphere.formats.records import SUFFIXES
 from unitsphere.types import Embed, Result, RetrievalSet
 
 FEWEST = 5
@@ -30,7 +32,7 @@ class Map:
     Args:
         split: "dev" or "test".
         own: The run's own queries of that split, shown where `path` is None.
-        path: A file with columns text and label, a BEIR folder, or the name of one in `UNITSPHERE_DATA`.
+        path: A file of texts with labels, a BEIR folder, or the name of one in `UNITSPHERE_DATA`.
         method: "tsne", "umap" or "pca".
         colour: "label" (of a file), "role" (query or document) or "cluster" (of k-means); None is the label where
             there are labels, else the cluster. Clusters are found anew in each space, before and after training, and
@@ -38,6 +40,7 @@ class Map:
         samples: At most so many texts: the first pairs, or labelled texts drawn at random.
         clusters: How many k-means makes.
         max_length: Tokens kept; None is the data's own setting.
+        columns: "text" and "label" -> the file's columns; None is these names.
 
     Raises:
         UsageError: `method` or `colour` has no such name or there are no labels, the file is malformed, or there are
@@ -54,6 +57,7 @@ class Map:
         samples: int = 1000,
         clusters: int = 8,
         max_length: int | None = None,
+        columns: Mapping[str, Any] | None = None,
     ):
         if method not in METHODS:
             raise UsageError(f"eval.map.method={method}: {', '.join(METHODS)} would fit.")
@@ -61,7 +65,10 @@ class Map:
             _umap_installed()
         of_file = path is not None and path.removesuffix(".gz").endswith(SUFFIXES)
         if of_file:
-            self.texts, self.set = _labelled(str(path), samples), RetrievalSet("", {}, {}, {}, max_length)
+            columns = columns or {"text": "text", "label": "label"}
+            table = read(str(path), columns, "eval.map.path").assign(role="query")  # as the probes read their texts
+            self.texts = table.sample(min(samples, len(table)), random_state=0).sort_index().reset_index(drop=True)
+            self.set = RetrievalSet("", {}, {}, {}, max_length)
         else:
             self.set = own_or_path(split, own, path, max_length)
             self.texts = _pairs(self.set, samples)
@@ -133,14 +140,3 @@ def _pairs(of: RetrievalSet, samples: int) -> pd.DataFrame:
     documents = dict.fromkeys(next(d for d, grade in of.qrels[q].items() if grade >= 1) for q in queries)
     texts = [*(of.queries[q] for q in queries), *(of.corpus[d] for d in documents)]
     return pd.DataFrame({"text": texts, "role": ["query"] * len(queries) + ["document"] * len(documents)})
-
-
-def _labelled(path: str, samples: int) -> pd.DataFrame:
-    """Rows of a file: columns text, label and role."""
-    rows = []
-    for number, record in records(path):
-        if isinstance(record, BadRow) or record.get("text") is None or record.get("label") is None:
-            raise UsageError(f"{path}, row {number}: text and label expected, found {record}")
-        rows.append((str(record["text"]), str(record["label"])))
-    table = pd.DataFrame(rows, columns=["text", "label"]).assign(role="document")
-    return table.sample(min(samples, len(table)), random_state=0).sort_index().reset_index(drop=True)

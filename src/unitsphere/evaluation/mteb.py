@@ -4,14 +4,17 @@ Papers: Muennighoff et al. 2023, MTEB, https://arxiv.org/abs/2210.07316; Enevold
 https://arxiv.org/abs/2502.13595; Xiao et al. 2024, C-MTEB, https://arxiv.org/abs/2309.07597
 """
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
 
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.cached import OutOfTime
 from unitsphere.types import Embed, Result, RetrievalSet
 
 
@@ -21,7 +24,8 @@ class MTEB:
     Metrics are `mteb/mean_task`, `mteb/mean_task_type` (of the means over each type's tasks) and `mteb/<task>`, and
     `mteb-<task>/<measure>` for each of `measures` that the task has; a score is a mean over splits and languages. All
     measures that mteb returns are in the items. mteb is for reporting: on dev it scores the folders of `path` that
-    have a dev split, and nothing of a hub's.
+    have a dev split, and nothing of a hub's. When the time is over, the tasks that are finished are reported, without
+    the means.
 
     Args:
         split: "dev" or "test".
@@ -78,10 +82,11 @@ class MTEB:
 
     def held(self) -> Mapping[str, Sequence[str]]:
         """The texts that each task scores: queries, pairs, texts of its test split; loads data that is not loaded."""
-        return {
-            f"mteb-{task.metadata.name}": [text for part in _loaded(task) for text in _texts(part)]
-            for task in self.tasks
-        }
+        found = {}
+        for task in self.tasks:
+            with _loaded(task) as parts:
+                found[f"mteb-{task.metadata.name}"] = [text for part in parts for text in _texts(part)]
+        return found
 
     def __call__(self, embed: Embed) -> Result:
         import mteb
@@ -89,14 +94,17 @@ class MTEB:
         from unitsphere.evaluation.mteb_model import MTEBModel
 
         model: Any = MTEBModel(embed, "unitsphere/model", "unsaved", self.prompts, self.instruction, self.max_length)
-        rows, main = [], {}
+        rows = []
+        main: dict[str, float] = {}
         for task in self.tasks:
             name, kind = task.metadata.name, task.metadata.type
-            new = [part for part in _parts(task) if not part.data_loaded]
-            _loaded(task)
-            found = mteb.evaluate(model, task, cache=None, co2_tracker=False, show_progress_bar=False)
-            for part in new:  # the data sets of a benchmark need not fit into memory together
-                part.unload_data()
+            try:
+                with _loaded(task):
+                    found = mteb.evaluate(model, task, cache=None, co2_tracker=False, show_progress_bar=False)
+            except OutOfTime:
+                if not main:
+                    raise
+                break
             [scored] = found.task_results
             main[name] = float(scored.get_score())
             for split, subsets in scored.scores.items():
@@ -105,26 +113,34 @@ class MTEB:
                     rows += [(name, kind, split, subset["hf_subset"], *item) for item in measured.items()]
         if not main:
             return Result({}, "", {}, {})
+        types = {t.metadata.name: t.metadata.type for t in self.tasks}
         items = pd.DataFrame(rows, columns=["task", "type", "split", "subset", "measure", "value"])
         return Result(
-            metrics=_metrics(main, {t.metadata.name: t.metadata.type for t in self.tasks}, items, self.measures),
+            metrics=_metrics(main, types, items, self.measures),
             primary="mteb/mean_task",
             items={"mteb": items},
-            protocol={"mteb": self._stamp()},
+            protocol=self._stamps(list(main)),
         )
 
-    def _stamp(self) -> dict[str, Any]:
-        return {
+    def _stamps(self, done: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The protocol of these tasks, and of all."""
+        stamp = {
             "kind": "mteb",
             "version": version("mteb"),
             "similarity": "cosine",
             "max_length": self.max_length,
-            "prompts": self.prompts,
+            "prompts": json.dumps(self.prompts, sort_keys=True, ensure_ascii=False),
             "instruction": self.instruction,
-            "tasks": {
-                task.metadata.name: {"revision": task.metadata.dataset["revision"], "subsets": list(task.hf_subsets)}
-                for task in self.tasks
-            },
+        }
+        tasks = {
+            task.metadata.name: {"revision": task.metadata.dataset["revision"], "subsets": list(task.hf_subsets)}
+            for task in self.tasks
+            if task.metadata.name in done
+        }
+        stopped = {"stopped": f"{len(done)} of {len(self.tasks)} tasks"} if len(done) < len(self.tasks) else {}
+        return {
+            "mteb": stamp | {"tasks": tasks} | stopped,
+            **{f"mteb-{name}": stamp | of_task for name, of_task in tasks.items()},
         }
 
 
@@ -153,10 +169,12 @@ def _official(tasks: Sequence[str], benchmark: str | None, languages: Sequence[s
 def _metrics(
     main: Mapping[str, float], types: Mapping[str, str], items: pd.DataFrame, measures: Sequence[str]
 ) -> dict[str, float]:
-    """The means, the main scores, and further measures."""
-    scores = pd.Series(main)
-    by_type = scores.groupby([types[name] for name in scores.index]).mean()
-    found = {"mteb/mean_task": float(scores.mean()), "mteb/mean_task_type": float(by_type.mean())}
+    """The means, where all tasks of `types` are there, the main scores, and further measures."""
+    found = {}
+    if len(main) == len(types):
+        scores = pd.Series(main)
+        by_type = scores.groupby([types[name] for name in scores.index]).mean()
+        found = {"mteb/mean_task": float(scores.mean()), "mteb/mean_task_type": float(by_type.mean())}
     found |= {f"mteb/{name}": value for name, value in main.items()}
     kept = items[items["measure"].isin(measures)]
     means = kept.groupby("mteb-" + kept["task"] + "/" + kept["measure"], sort=False)["value"].mean()
@@ -168,12 +186,15 @@ def _parts(task: Any) -> list[Any]:
     return list(task.metadata.tasks) if task.is_aggregate else [task]
 
 
-def _loaded(task: Any) -> list[Any]:
-    """The parts of a task, with their data.
+@contextmanager
+def _loaded(task: Any) -> Iterator[list[Any]]:
+    """The parts of a task, with their data while the context is open: what was not loaded before is unloaded, as the
+    data sets of a benchmark need not fit into memory together.
 
     Raises:
         UsageError: No hub has it, or none can be reached.
     """
+    new = [part for part in _parts(task) if not part.data_loaded]
     try:
         for part in _parts(task):
             part.load_data()
@@ -183,7 +204,11 @@ def _loaded(task: Any) -> list[Any]:
             f"eval=mteb, task {task.metadata.name}: {said}. mteb's own tasks need a hub; data sets in local folders do "
             "not: eval.mteb.path=…"
         ) from error
-    return _parts(task)
+    try:
+        yield _parts(task)
+    finally:
+        for part in new:
+            part.unload_data()
 
 
 def _texts(task: Any) -> list[str]:

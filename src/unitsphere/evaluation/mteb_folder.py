@@ -1,6 +1,6 @@
 """Data sets in mteb's layout in local folders, as tasks of the mteb package. Importing this module imports mteb.
 
-    corpus.jsonl, queries.jsonl, qrels/test.tsv or .jsonl   Retrieval (BEIR's layout, which is mteb's)
+    corpus.jsonl, queries.jsonl, qrels/test.tsv             Retrieval (BEIR's layout, which is mteb's)
     test.jsonl: sentence1, sentence2, score                 STS
                 sentence1, sentence2, label                 PairClassification (1: they belong together)
                 sentence1, sentence2                        BitextMining

@@ -4,20 +4,20 @@ Papers: Belinkov & Bisk 2018, https://arxiv.org/abs/1711.02173 (keyboard, swap a
 Wei & Zou 2019, EDA, https://arxiv.org/abs/1901.11196 (synonyms, swaps, deletion).
 
 A function here takes a text and a source of chance, and returns the noisy text; the same chance gives the same text.
-A word is what stands between spaces, and where there are none, as in Chinese, a character.
+A word is that of `formats.words`: what stands between spaces, and where there are none, as in Chinese, a character.
 """
 
+import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 from unitsphere.errors import UsageError
-from unitsphere.evaluation.labelled import read
+from unitsphere.formats.synonyms import read
+from unitsphere.formats.words import WORD
 
 ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-WORD = re.compile(r"[\u3400-\u9fff\u3040-\u30ff]|[^\s\u3400-\u9fff\u3040-\u30ff]+")
 
 
 def _neighbours() -> dict[str, str]:
@@ -34,7 +34,8 @@ NEIGHBOURS = _neighbours()
 
 def typos(text: str, random: Random, rate: float) -> str:
     """Each letter is hit with probability `rate`: replaced by its neighbour on the keyboard, left out, or swapped with
-    the character behind it. A letter that the keyboard does not have (Chinese) is left out or swapped."""
+    the character behind it, if there is one. A letter that the keyboard does not have (Chinese) is left out or
+    swapped."""
     rate = _checked(rate)
     out, rest = [], list(text)
     while rest:
@@ -42,9 +43,9 @@ def typos(text: str, random: Random, rate: float) -> str:
         if not char.isalpha() or random.random() >= rate:
             out.append(char)
             continue
-        kinds = ["delete", "swap", *(["replace"] if char.lower() in NEIGHBOURS else [])]
+        kinds = ["delete", *(["swap"] if rest else []), *(["replace"] if char.lower() in NEIGHBOURS else [])]
         kind = random.choice(kinds)
-        if kind == "swap" and rest:
+        if kind == "swap":
             out += [rest.pop(0), char]
         elif kind == "replace":
             near = random.choice(NEIGHBOURS[char.lower()])
@@ -96,15 +97,14 @@ class Synonyms:
     """Words of a table are replaced by one of their synonyms with probability `rate`.
 
     Args:
-        path: A file with a word and a synonym a row; a word may have several rows.
-        columns: "word" and "synonym" -> the file's columns.
+        path: A table (see `formats.synonyms`).
         rate: Of the words that are in the table.
     """
 
-    def __init__(self, path: str, columns: Mapping[str, Any], rate: float):
-        table = read(path, columns, "eval.robustness.noises.synonyms.path")
-        self.table = {word: found.synonym.tolist() for word, found in table.groupby(table.word.str.lower())}
-        self.rate = _checked(rate)
+    def __init__(self, path: str, rate: float):
+        self.table, self.rate = read(path), _checked(rate)
+        content = repr(sorted(self.table.items())).encode("utf-8", "surrogatepass")
+        self.settings = {"rate": rate, "table": hashlib.sha256(content).hexdigest()[:16]}
         longest_first = sorted(map(re.escape, self.table), key=len, reverse=True)
         self.pattern = re.compile(
             "|".join(rf"(?<![a-z0-9]){word}(?![a-z0-9])" for word in longest_first), re.IGNORECASE
@@ -112,7 +112,7 @@ class Synonyms:
 
     def __call__(self, text: str, random: Random) -> str:
         def other(match: re.Match[str]) -> str:
-            choice: str = random.choice(self.table[match.group().lower()])
+            choice: str = random.choice(self.table[match.group().casefold()])
             return choice if random.random() < self.rate else match.group()
 
         return self.pattern.sub(other, text)

@@ -15,7 +15,7 @@ from sklearn.metrics import average_precision_score
 from unitsphere import paths
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.cached import OutOfTime
-from unitsphere.evaluation.labelled import read
+from unitsphere.evaluation.labelled import fingerprint, read
 from unitsphere.evaluation.retrieval import unit
 from unitsphere.types import Embed, Result, RetrievalSet
 
@@ -67,6 +67,7 @@ class PairClassification:
         metrics: dict[str, float] = {}
         items: dict[str, pd.DataFrame] = {}
         protocol: dict[str, dict[str, Any]] = {}
+        stamp = {"kind": "pair classification", "similarity": "cosine", "max_length": self.max_length}
         for task, table in self.tasks.items():
             try:
                 a, b = (unit(embed(table[s].tolist(), "query", self.max_length)) for s in ("sentence1", "sentence2"))
@@ -83,14 +84,17 @@ class PairClassification:
             }
             correct = ((cosine >= threshold) == gold).astype(float)
             items[task] = table.assign(query=table.index, prediction=cosine, accuracy=correct)
-            protocol[task] = {"kind": "pair classification", "similarity": "cosine"}
-            protocol[task] |= {"max_length": self.max_length, "pairs": len(table), "positives": int(gold.sum())}
-        if 1 < len(items) == len(self.tasks):
+            protocol[task] = stamp | {"pairs": len(table), "positives": int(gold.sum()), "sha256": fingerprint(table)}
+        if not items:
+            return Result({}, "", {}, {})
+        if len(self.tasks) == 1:
+            return Result(metrics, next(iter(metrics)), items, protocol)
+        whole = {"tasks": list(items), "sha256": fingerprint(*(self.tasks[task] for task in items))}
+        if len(items) == len(self.tasks):
             metrics["pair_classification/ap"] = float(np.mean([metrics[f"{task}/ap"] for task in items]))
-        if len(items) < len(self.tasks):
-            protocol["pair_classification"] = {"stopped": f"{len(items)} of {len(self.tasks)} tasks"}
-        whole = "pair_classification/ap" if "pair_classification/ap" in metrics else next(iter(metrics))
-        return Result(metrics, whole, items, protocol)
+        else:
+            whole["stopped"] = f"{len(items)} of {len(self.tasks)} tasks"
+        return Result(metrics, "pair_classification/ap", items, protocol | {"pair_classification": stamp | whole})
 
 
 def pairs(file: str, columns: Mapping[str, Any]) -> pd.DataFrame:

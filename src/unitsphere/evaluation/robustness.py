@@ -13,14 +13,16 @@ import numpy as np
 
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.cached import OutOfTime
+from unitsphere.evaluation.suffixed import suffixed
 from unitsphere.types import Embed, Result
 
 Noise = Callable[..., str]  # (text, random=…) -> text
 
 
 class Robustness:
-    """Runs an evaluator on clean queries and once a noise; its metrics are named `<metric>_<noise>`, and what is lost,
-    clean - noisy, `<metric>_<noise>_loss`. `<primary>_noisy` and its loss are means over the noises.
+    """Runs an evaluator on clean queries and once a noise; its metrics are `<task>_<noise>/<measure>`, and what is
+    lost, clean - noisy, `<task>_<noise>/<measure>_loss`. `<task>_noisy/<measure>`, of the evaluator's primary measure,
+    and its loss are means over the noises.
 
     Documents stay clean. The noise of a text is drawn from its SHA-256, so every model reads the same. Of STS both
     sentences are noisy. When the time is over, the noises that are finished are reported, without their mean.
@@ -62,28 +64,37 @@ class Robustness:
                 if not noisy:
                     raise
                 break
-        kept = [m for m in clean.metrics if self.measures is None or m.rpartition("/")[2] in self.measures]
+        renamed = {name: suffixed(result, f"_{name}") for name, result in noisy.items()}
         metrics: dict[str, float] = {}
-        for name, result in noisy.items():
-            metrics |= {f"{m}_{name}": result.metrics[m] for m in kept}
-            metrics |= {f"{m}_{name}_loss": clean.metrics[m] - result.metrics[m] for m in kept}
-        finished, mean = len(noisy) == len(self.noises), f"{clean.primary}_noisy"
+        for result in renamed.values():
+            new = zip(result.metrics.items(), clean.metrics.items(), strict=True)
+            kept = [(name, value, before) for (name, value), (_, before) in new if self._measured(name)]
+            metrics |= {name: value for name, value, _ in kept}
+            metrics |= {f"{name}_loss": before - value for name, value, before in kept}
+        task, _, measure = clean.primary.partition("/")
+        finished, mean = len(noisy) == len(self.noises), f"{task}_noisy/{measure}"
+        settings = {name: _settings(noise) for name, noise in self.noises.items()}
+        protocol = {
+            task: {**stamp, "noise": name, "settings": settings[name], "seed": self.seed}
+            for name, result in renamed.items()
+            for task, stamp in result.protocol.items()
+        }
         if finished:
             metrics[mean] = float(np.mean([result.metrics[clean.primary] for result in noisy.values()]))
             metrics[f"{mean}_loss"] = clean.metrics[clean.primary] - metrics[mean]
-        protocol = {
-            f"{task}_{name}": {**stamp, "noise": name, "settings": _settings(self.noises[name]), "seed": self.seed}
-            for name, result in noisy.items()
-            for task, stamp in result.protocol.items()
-        }
-        if not finished:
+            whole = {"settings": settings, "seed": self.seed}
+            protocol |= {f"{task}_noisy": {**stamp, **whole} for task, stamp in clean.protocol.items()}
+        else:
             protocol["robustness"] = {"stopped": f"{len(noisy)} of {len(self.noises)} noises"}
         return Result(
             metrics=metrics,
-            primary=mean if finished else next(iter(metrics)),
-            items={f"{task}_{name}": table for name, result in noisy.items() for task, table in result.items.items()},
+            primary=mean,
+            items={task: table for result in renamed.values() for task, table in result.items.items()},
             protocol=protocol,
         )
+
+    def _measured(self, metric: str) -> bool:
+        return self.measures is None or metric.rpartition("/")[2] in self.measures
 
     def _disturbed(self, embed: Embed, name: str, noise: Noise) -> Embed:
         """`embed` with `noise` on queries."""
@@ -111,6 +122,6 @@ def _whole(result: Result) -> Result:
 
 def _settings(noise: Any) -> str:
     """A noise as it is configured, e.g. "typos rate=0.1"."""
-    options = getattr(noise, "keywords", None) or {"rate": getattr(noise, "rate", None)}
+    options = getattr(noise, "keywords", None) or getattr(noise, "settings", {})
     name = getattr(getattr(noise, "func", noise), "__name__", type(noise).__name__)
     return " ".join([name, *(f"{key}={value}" for key, value in options.items())])

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.cached import OutOfTime
+from unitsphere.evaluation.suffixed import suffixed
 from unitsphere.types import Embed, Evaluator, Held, Result
 
 
 class Truncation:
-    """Runs an evaluator once a width; its metrics are named `<metric>_dim<d>`.
+    """Runs an evaluator once a width; its tasks are named `<task>_dim<d>`.
 
     Args:
         split: "dev" or "test".
@@ -41,22 +43,18 @@ class Truncation:
         return self.evaluator.held()
 
     def __call__(self, embed: Embed) -> Result:
-        results = {d: self.evaluator(_first(embed, d)) for d in self.dims}
-        kept = {
-            f"{name}_dim{d}": value
-            for d, result in results.items()
-            for name, value in result.metrics.items()
-            if self.measures is None or name.rpartition("/")[2] in self.measures
-        }
-        widest = max(self.dims)
+        results = {d: suffixed(self.evaluator(_first(embed, d)), f"_dim{d}") for d in self.dims}
         return Result(
-            metrics=kept,
-            primary=f"{results[widest].primary}_dim{widest}",
-            items={f"{task}_dim{d}": table for d, result in results.items() for task, table in result.items.items()},
+            metrics={
+                name: value
+                for result in results.values()
+                for name, value in result.metrics.items()
+                if self.measures is None or name.rpartition("/")[2] in self.measures
+            },
+            primary=results[max(self.dims)].primary,
+            items={task: table for result in results.values() for task, table in result.items.items()},
             protocol={
-                f"{task}_dim{d}": {**stamp, "dim": d}
-                for d, result in results.items()
-                for task, stamp in result.protocol.items()
+                task: {**stamp, "dim": d} for d, result in results.items() for task, stamp in result.protocol.items()
             },
         )
 
@@ -65,7 +63,10 @@ def _first(embed: Embed, dim: int) -> Embed:
     """`embed` with vectors cut to their first `dim` numbers."""
 
     def cut(texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None) -> np.ndarray:
-        vectors = embed(texts, role, max_length, prompt)
+        try:
+            vectors = embed(texts, role, max_length, prompt)
+        except OutOfTime as stopped:
+            raise OutOfTime([vector[:dim] for vector in stopped.done]) from stopped
         if vectors.shape[1] < dim:
             raise UsageError(f"eval.truncation.dims: {dim} is wider than the vectors ({vectors.shape[1]}).")
         return vectors[:, :dim]

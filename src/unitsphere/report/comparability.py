@@ -8,7 +8,7 @@ from unitsphere.errors import UsageError
 from unitsphere.report.records import Record, leaves, written
 from unitsphere.report.table import shown
 
-NAMES = ("name", "outputs", "resume", "seed")  # say nothing about a model
+NAMES = ("name", "outputs", "resume", "seed", "vector_cache")  # say nothing about a model
 GROUPS_OF_NAMES = ("logger", "hydra")
 
 Key = tuple[str, ...]

@@ -49,7 +49,7 @@ def curves(file: Path, info: Mapping[str, Any]) -> Figure | None:
     found = pd.read_csv(file) if file.exists() and file.stat().st_size else pd.DataFrame({"metric": []})
     drawn = {str(name): (part["step"], part["value"]) for name, part in found.groupby("metric", sort=False)}
     drawn = {name: line for name, line in drawn.items() if np.isfinite(line[1]).any()}
-    metric = (info.get("selected") or {}).get("metric")
+    metric = ((info.get("selected") or {}).get("metric") or "").removeprefix("dev/")
     seen = [(look["step"], look["metrics"][metric]) for look in info.get("looks") or [] if metric in look["metrics"]]
     if seen:
         of_dev = pd.DataFrame(seen, columns=["step", "value"])
@@ -117,10 +117,15 @@ def _apart(points: pd.DataFrame) -> list[tuple[int, float, float]]:
     return [(int(step), float(x), float(y)) for step, x, y in rows]
 
 
+def stages(folder: Path) -> Mapping[str, str]:
+    """Stage -> what a picture of it is of; an evaluation has no chosen checkpoint, but scored a model as it is."""
+    return STAGES if "choices" in Run(folder).info else {"test": "on test"}
+
+
 def cosines(folder: Path) -> dict[str, Figure]:
     """Cosines of positive and of other pairs, or of an STS task's most and least similar thirds, before and after."""
     found = {}
-    for stage, what in STAGES.items():
+    for stage, what in stages(folder).items():
         for name, kinds in _cosines(folder / "scores" / stage).items():
             found[f"cosines-{name}-{'before' if stage == 'before' else 'after'}"] = histogram(f"{name}, {what}", kinds)
     return found
@@ -130,6 +135,7 @@ def histogram(title: str, kinds: Mapping[str, pd.Series]) -> Figure:
     """Histograms over one range, with means, and how well each kind is told from the first: the area under the ROC
     curve (1: no overlap; 0.5: no difference)."""
     figure, axes = panels(1, 1, (4.8, 2.9))
+    kinds = {kind: values.clip(-1, 1) for kind, values in kinds.items()}  # rounding brings a cosine over 1
     axis, (first, positive) = axes[0][0], next(iter(kinds.items()))
     room = 1.1 + 0.12 * len(kinds)  # for the key, above the tallest bar
     bins = np.linspace(min(-0.2, *(values.min() for values in kinds.values())), 1, 49)
@@ -165,7 +171,7 @@ def _cosines(folder: Path) -> dict[str, dict[str, pd.Series]]:
 def maps(folder: Path) -> dict[str, Figure]:
     """The map of `eval=map`, before and after."""
     found = {}
-    for stage, what in STAGES.items():
+    for stage, what in stages(folder).items():
         file = folder / "scores" / stage / "map.parquet"
         if file.exists():
             found[f"map-{'before' if stage == 'before' else 'after'}"] = scatter(pd.read_parquet(file), what)

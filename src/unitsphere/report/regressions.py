@@ -1,5 +1,6 @@
 """The queries and pairs on which model B loses most against model A: shown as text, and kept as a set."""
 
+from collections.abc import Sequence
 from math import isnan
 from typing import Any
 
@@ -70,8 +71,41 @@ def pairs(x: pd.DataFrame, y: pd.DataFrame) -> list[str]:
     return text
 
 
+def texts(line: Line, x: pd.DataFrame, y: pd.DataFrame) -> list[str]:
+    """The same for items that have their texts themselves: labelled texts and pairs, sentences and translations."""
+    measure = line.metric.rpartition("/")[2]
+    text = []
+    for number, (a, b) in enumerate(zip(_rows(x), _rows(y), strict=True), 1):
+        read = [_cut(b[side]) for side in ("query", "sentence1", "sentence2") if isinstance(b.get(side), str)]
+        said = [f"{name} {b[name]}" for name in ("gold", "label") if name in b]
+        said += [f"predicted {a['predicted']} -> {b['predicted']}"] if "predicted" in b else []
+        said += [f"cosine {a['prediction']:.3f} -> {b['prediction']:.3f}"] if "prediction" in b else []
+        said += [f"{measure} {shown(line.metric, a[measure])} -> {shown(line.metric, b[measure])}"]
+        text += [f"{number}. {', '.join(said)}", *(f"   {one}" for one in read)]
+    return text
+
+
+def searched(sets: Sequence[RetrievalSet], task: str, x: pd.DataFrame) -> RetrievalSet | None:
+    """The set that a task has searched: `scifact` of the tasks scifact-bm25 and scifact_bad; None where none has its
+    queries.
+
+    Args:
+        sets: Those that may be it.
+        task: Its name begins with the set's.
+        x: Rows of the task's items.
+    """
+    fitting = [of for of in sets if task.startswith(of.name) and set(x["query"]) <= of.queries.keys()]
+    return max(fitting, key=lambda of: len(of.name), default=None)
+
+
 def bad_set(of: RetrievalSet, x: pd.DataFrame) -> RetrievalSet:
-    """The set with these queries only, against all of its documents."""
+    """The set with these queries only, against all of its documents.
+
+    Raises:
+        UsageError: Its texts have instructions of their own, for which a folder has no place.
+    """
+    if of.instructions:
+        raise UsageError(f"save=: the texts of {of.name} have instructions of their own, which a kept set would lose.")
     chosen = x["query"].tolist()
     return RetrievalSet(
         of.name, of.corpus, {q: of.queries[q] for q in chosen}, {q: of.qrels[q] for q in chosen}, of.max_length

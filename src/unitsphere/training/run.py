@@ -28,7 +28,7 @@ from unitsphere.data.rows import Rows
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
-from unitsphere.evaluation.score import remarks, score
+from unitsphere.evaluation.score import remarks, score, scores_nothing
 from unitsphere.evaluation.stored import StoredEmbed
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
@@ -90,6 +90,12 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     run.note(preparation=prepared)
     _say(run, *map(told, prepared))
     dev = [] if config.select == LAST_STEP else build_evaluators(config.eval, "dev", data.splits.dev)
+    if config.select != LAST_STEP and scores_nothing(dev):
+        why = "eval is empty" if not dev else f"what eval names ({', '.join(config.eval)}) scores nothing on dev"
+        raise UsageError(
+            f"{why}, so dev cannot choose a checkpoint: name evaluators that score it, e.g. retrieval or sts, or set "
+            "select=last"
+        )
     test = build_evaluators(config.eval, "test", data.splits.test)
     if config.get("leakage"):
         rows = _without_leaks(config.leakage, rows, {"test": test, "dev": dev}, run)
@@ -273,7 +279,7 @@ def remembered(embedder: Embedder, gib: float) -> Embed:
     if not gib:
         return embedder.embed
     machine = (str(next(embedder.parameters()).device), torch.get_num_threads(), torch.__version__)
-    return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib)
+    return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib, lambda: embedder.read)
 
 
 def _peak_memory() -> float | None:

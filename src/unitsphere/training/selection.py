@@ -96,8 +96,6 @@ class Selection(Checkpoint):
         metric = self.metric or result.primary
         for line in remarks(result, module.eval_seconds):
             module.print(f"step {trainer.global_step}: dev/{line}")
-        if not result.metrics and not result.protocol:
-            raise UsageError("eval is empty, so dev cannot choose a checkpoint: name evaluators, or set select=last")
         short = unfinished(result, metric)
         if short is not None:
             self._unfinished(trainer, module, short)

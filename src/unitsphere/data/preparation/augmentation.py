@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from unitsphere.data.preparation.words import joined, words
 from unitsphere.data.rows import Rows
 from unitsphere.errors import UsageError
+from unitsphere.formats.words import joined, words
 
 
 class Augmentation(ABC):

@@ -1,8 +1,8 @@
 """Leave out texts that are too short to say anything or too long to be one text."""
 
 from unitsphere.data.preparation.step import TextStep
-from unitsphere.data.preparation.words import words
 from unitsphere.errors import UsageError
+from unitsphere.formats.words import words
 
 
 class Length(TextStep):

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from unitsphere.data.preparation.words import joined, sentences, words
 from unitsphere.data.rows import Rows
 from unitsphere.errors import UsageError
+from unitsphere.formats.words import joined, sentences, words
 from unitsphere.similar import normalised
 
 CROPPED = 8  # words of a cropped query

@@ -6,14 +6,14 @@ Papers: Wei & Zou 2019, EDA, https://arxiv.org/abs/1901.11196; Gao et al. 2021, 
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from unitsphere.data.preparation.augmentation import Augmentation
-from unitsphere.data.preparation.words import joined, words
 from unitsphere.errors import UsageError
-from unitsphere.formats.records import BadRow, records
+from unitsphere.formats.synonyms import read
+from unitsphere.formats.words import joined, words
 
 AROUND = re.compile(r"(\W*)(.*?)(\W*)", re.DOTALL)
 
@@ -25,8 +25,7 @@ class Synonyms(Augmentation):
     stands at a place is taken, so that "of course" and 高兴 are found.
 
     Args:
-        path: A tsv or csv without header, the word in the first column and synonyms in the others; or jsonl with
-            `word` and a list `synonyms`.
+        path: A table (see `formats.synonyms`).
         rate, count, column, into, copies: As for every augmentation.
 
     Raises:
@@ -75,34 +74,6 @@ class Synonyms(Augmentation):
     def _entry(self, text: str) -> tuple[str, str, str] | None:
         """Punctuation before an entry of the table, the entry, which may have its own ("c++"), punctuation after."""
         return next((found for found in (("", text, ""), _bare(text)) if found[1].casefold() in self.table), None)
-
-
-def read(path: str) -> dict[str, list[str]]:
-    """Word, in lower case -> synonyms.
-
-    Raises:
-        UsageError: The file is not there, is empty, or a row is malformed.
-    """
-    table: dict[str, list[str]] = {}
-    for number, record in records(path, header=False):
-        try:
-            if isinstance(record, BadRow):
-                raise record
-            entry, found = (record["word"], record["synonyms"]) if "word" in record else _columns(record)
-            synonyms = [text.strip() for text in found if text.strip()]
-            if not entry.strip() or not synonyms:
-                raise ValueError(entry)
-        except (BadRow, AttributeError, KeyError, TypeError, ValueError):
-            raise UsageError(f"{path}, row {number}: a word and its synonyms expected, found {record}") from None
-        table.setdefault(entry.strip().casefold(), []).extend(synonyms)
-    if not table:
-        raise UsageError(f"{path}: the table is empty.")
-    return table
-
-
-def _columns(record: dict[Any, Any]) -> tuple[str, list[str]]:
-    first, *others = record.values()
-    return first, others
 
 
 def _bare(text: str) -> tuple[str, str, str]:
