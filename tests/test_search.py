@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from unitsphere.data.preparation import words as preparation
 from unitsphere.errors import UsageError
+from unitsphere.formats import words as preparation
 from unitsphere.search import fusion
 from unitsphere.search.bm25 import BM25
 from unitsphere.search.rerank import rerank
