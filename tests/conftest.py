@@ -83,7 +83,7 @@ def pairs(tmp_path) -> Path:
 def composed(*overrides: str, root: str = "train"):
     """A resolved configuration."""
     with initialize_config_dir(str(paths.conf()), version_base="1.3"):
-        return resolved(compose(root, [*overrides, *(["name=test"] if root == "train" else [])]))
+        return resolved(compose(root, [*overrides, *(["name=test"] if root in ("train", "mine") else [])]))
 
 
 def command(*arguments: object, check: bool = True, **kwargs) -> subprocess.CompletedProcess:

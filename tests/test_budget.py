@@ -198,7 +198,7 @@ def test_a_part_of_bad_cases_is_what_it_is_without_them(tmp_path):
     """Of texts that are asked for twice a second cache asks once: its part is not the first of what was asked for."""
     of = made()
     queries = {query: f"query {i % 30}" for i, query in enumerate(of.queries)}
-    beir.write(tmp_path / "made", replace(of, queries=queries), "test")
+    beir.write(tmp_path / "made", {"test": replace(of, queries=queries)})
     bad = BadCases("test", path=str(tmp_path))
     alone, inside = scored([Retrieval("test", path=str(tmp_path / "made"))], 41), scored([bad], 41)
     assert inside.protocol["made_bad"] == alone.protocol["made"] and "stopped" in inside.protocol["made_bad"]
