@@ -296,6 +296,11 @@ def test_on_real_data_mteb_says_what_ours_and_sklearn_say(shared, tmp_path, monk
     assert found["mteb/mrpc"] == pytest.approx(ap, abs=1e-4)
 
 
+def drawn(texts, *_):
+    """A vector that its text decides."""
+    return np.stack([np.random.default_rng(list(f" {t}".encode())).normal(size=8) for t in texts]).astype("f4")
+
+
 def test_tasks_that_are_finished_are_whole(layouts, tmp_path):
     """A second passes with each text."""
     for name in ("groups", "sts"):
@@ -304,7 +309,7 @@ def test_tasks_that_are_finished_are_whole(layouts, tmp_path):
 
     def embed(texts, role, max_length=None, prompt=None):
         now[0] += len(texts)
-        return np.stack([np.random.default_rng(list(f" {t}".encode())).normal(size=8) for t in texts]).astype("f4")
+        return drawn(texts)
 
     def made(path, seconds):
         return score([MTEB("test", path=str(path))], embed, seconds, lambda: now[0])
@@ -319,7 +324,7 @@ def test_tasks_that_are_finished_are_whole(layouts, tmp_path):
 def test_a_table_refuses_other_prompts(layouts):
     def record(prompts):
         made = MTEB("test", path=str(layouts / "sts"), prompts=prompts, measures=["cosine_pearson"])
-        result = made(lambda texts, *_: np.random.default_rng(0).normal(size=(len(texts), 4)).astype("f4"))
+        result = made(drawn)
         assert {name.partition("/")[0] for name in result.metrics} <= result.protocol.keys()
         return SimpleNamespace(info={"protocol": dict(result.protocol)})
 
