@@ -261,7 +261,7 @@ def test_a_domain_with_general_pairs_trains_from_the_command_line(pairs, tmp_pat
         "encoder=tiny", "loss=infonce", "data=mixture", "data.batch_size=16", "sampler=mixed", "trainer.max_steps=3",
         "+sampler.weights.general=0.25", "+data@data.sources.domain=pairs", f"data.sources.domain.path={pairs}",
         "+data@data.sources.general=triplets", f"data.sources.general.path={pairs}", "data.sources.general.held_out=0",
-        "trainer.accelerator=cpu", f"outputs={tmp_path}",
+        "trainer.accelerator=cpu", f"outputs={tmp_path}", "leakage.action=report",
     ]  # fmt: skip
     run = start(composed(*line), [], {})
     go(run)

@@ -52,7 +52,7 @@ def test_a_run_says_once_where_texts_were_cut_and_notes_it(tmp_path, on_disk):
     options = [f"data.on_disk={on_disk}", "data.batch_size=8", "trainer.max_steps=6", "data.eval_max_length=32"]
     config = composed(
         "encoder=tiny", "loss=infonce", "data=pairs", f"data.path={data(tmp_path)}", "data.max_length=40", "eval=retrieval",
-        f"data.dev_path={data(tmp_path)}", f"data.test_path={data(tmp_path)}", f"outputs={tmp_path}/out", *options,
+        f"data.dev_path={data(tmp_path)}", f"data.test_path={data(tmp_path)}", f"outputs={tmp_path}/out", "leakage.action=report", *options,
     )  # fmt: skip
     run = start(config, [], {})
     with warnings.catch_warnings(record=True) as said:

@@ -204,7 +204,7 @@ def test_the_card_says_what_is_read(window):
     config = composed("encoder=tiny", *window)
     embedder = build_embedder(config)
     info = {"choices": {"encoder": "tiny", "loss": "simcse"}, "parameters": 1, "embedder": embedder.protocol()}
-    text = card.introduction(config, info, {})
+    text = card.introduction(config, info, {}, cross=False)
     wanted = "texts of any length, read in windows of 64 tokens that share 32 (PositionWindows)"
     assert (wanted if window else "128 tokens at most") in text
     use = card.usage("mine", {}, in_st=not window)
