@@ -315,7 +315,7 @@ def test_mined_negatives_train_by_the_command_line(pairs, tmp_path):
     small = ["encoder=tiny", "data.batch_size=8", "trainer.max_steps=2", f"outputs={tmp_path}/out"]
     command("train", "loss=infonce", "data=triplets", f"data.path={file}", *small, cwd=tmp_path)
     mined = ["preparation=mined", f"preparation.mined.path={file}", "data=pairs", f"data.path={pairs}"]
-    assert "108 rows read" in command("train", "loss=triplet", *mined, *small, cwd=tmp_path).stdout
+    assert "96 rows read" in command("train", "loss=triplet", *mined, *small, cwd=tmp_path).stdout
 
 
 def test_mined_negatives_join_the_rows_of_their_anchor(tmp_path):

@@ -38,6 +38,8 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
         return
     # With full errors Hydra lets exceptions through, and they are turned into messages here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    here = str(Path(__file__).parent)  # where a further rank starts as a script; our verbs are no modules of others
+    sys.path[:] = [place for place in sys.path if place != here]
     sys.path.append(str(Path.cwd()))  # where a person's own `_target_: mine.MyLoss` is
     # Lightning starts further ranks by this file's name, and must not do it by the module's, which would lose the verb.
     sys.modules["__main__"].__spec__ = None
