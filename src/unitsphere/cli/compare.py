@@ -75,9 +75,11 @@ def _job(a: "Record", b: "Record", options: Mapping[str, str]) -> bool:
     if save is not None and save.exists():
         raise UsageError(f"save={save} is there already; name a new folder.")
     made = comparison.compare(a, b, stages, [m for m in options.get("metric", "").split(",") if m], mix)
-    table = Table(title=f"A: {a.folder}\nB: {b.folder}\n{comparison.explained(made)}", title_justify="left")
+    show(f"A: {a.folder}\nB: {b.folder}\n{comparison.explained(made)}")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))  # ten columns are to fit into 80 characters
     for heading in comparison.HEADINGS:
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+        name = heading == "metric"
+        table.add_column(heading, justify="left" if name else "right", no_wrap=not name, overflow="fold")
     for line in made.lines:
         table.add_row(*comparison.cells(line))
     show(table)
