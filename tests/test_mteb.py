@@ -285,7 +285,7 @@ def test_on_real_data_mteb_says_what_ours_and_sklearn_say(shared, tmp_path, monk
         (tmp_path / name).symlink_to(shared / name)
     embed = CachedEmbed(build_embedder(composed("encoder=minilm", "encoder.max_length=64")).eval().embed)
     ours = Retrieval("test", path="scifact")(embed).metrics
-    found = MTEB("test", path=str(tmp_path), measures=list(AT.values()))(embed).metrics
+    found = MTEB("test", path=str(tmp_path), measures=[*AT.values(), "cosine_ap"])(embed).metrics
     for own, theirs in AT.items():
         mine = found[f"mteb-scifact/{theirs}"]
         assert mine == pytest.approx(ours[f"scifact/{own}"], abs=1e-4), own
@@ -293,7 +293,8 @@ def test_on_real_data_mteb_says_what_ours_and_sklearn_say(shared, tmp_path, monk
     assert found["mteb/stsb-en"] == pytest.approx(sts, abs=1e-4)
     rows = rows_of(shared, "mrpc")
     ap = average_precision_score([r["label"] for r in rows], np.diag(cosines(embed, rows)))
-    assert found["mteb/mrpc"] == pytest.approx(ap, abs=1e-4)
+    assert found["mteb-mrpc/cosine_ap"] == pytest.approx(ap, abs=1e-4)
+    assert found["mteb/mrpc"] >= ap - 1e-4  # mteb's main score is the best of several distances
 
 
 def drawn(texts, *_):
