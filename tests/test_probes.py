@@ -197,6 +197,7 @@ def test_labels_that_do_not_fit(tmp_path, files):
         PairClassification("test", {"made": "pairs.jsonl"}, {}, PAIR_COLUMNS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["dev", "test"])
 def test_docstrings_have_labels(split, embedder):
     """The options as they are configured, on the tiny encoder."""

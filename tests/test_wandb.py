@@ -135,6 +135,7 @@ def test_a_file_that_is_not_run_here(tmp_path, change, message):
         commands(tmp_path / "s.yaml")
 
 
+@pytest.mark.slow
 def test_a_grid_is_run_offline_and_a_command_that_fails_stops_no_other(rows, tmp_path):
     config = {
         "program": str(SWEEPS.parents[1] / "train.py"),
