@@ -4,6 +4,7 @@ Papers: Karpukhin et al. 2020, DPR, https://arxiv.org/abs/2004.04906 (BM25 negat
 https://arxiv.org/abs/2007.00808 (a model's own); Moreira et al. 2024, NV-Retriever, https://arxiv.org/abs/2407.15831.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from unitsphere.types import Embed
 BLOCK = 16384
 
 
-class Source:
+class Source(ABC):
     """What the sources share.
 
     `reads_model` says whether it searches with the model that is given.
@@ -47,6 +48,7 @@ class Source:
             )
         self.quota, self.first, self.last = quota, first, last
 
+    @abstractmethod
     def attach(self, documents: Sequence[str], embed: Embed | None, folder: Path, max_length: int | None) -> None:
         """Read the corpus, once.
 
@@ -56,8 +58,8 @@ class Source:
             folder: For files that are too large for memory; whoever made it removes it.
             max_length: Tokens kept of a text; None is the model's limit.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def find(self, queries: Sequence[str], labelled: Sequence[np.ndarray], k: int) -> Found:
         """The first `k` documents for each query, positives among them.
 
@@ -66,7 +68,6 @@ class Source:
             labelled: The corpus rows of each query's positives.
             k: K, at most the size of the corpus.
         """
-        raise NotImplementedError
 
 
 class Lexical(Source):

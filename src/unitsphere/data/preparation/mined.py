@@ -3,8 +3,9 @@
 Papers: Karpukhin et al. 2020, DPR, https://arxiv.org/abs/2004.04906.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -34,15 +35,18 @@ class Mined:
     def __call__(self, rows: Rows, draw: np.random.Generator) -> tuple[Rows, Sequence[int]]:
         mined: dict[str, list[str]] = {}
         for number, record in records(self.path):
-            texts = None if isinstance(record, BadRow) else record.get("negative")
-            if not isinstance(texts, list | tuple) or not isinstance(record.get("anchor"), str):  # type: ignore[union-attr]
+            if isinstance(record, BadRow) or not _fits(record):
                 raise UsageError(f"{self.path}, row {number}: anchor and a list negative expected, found {record}")
-            how = record.get("mined")  # type: ignore[union-attr]
-            new = list(texts)[len(texts) - len(how) :] if how is not None else list(texts)  # the row's own stand first
-            mined[record["anchor"]] = new[: self.count]  # type: ignore[index]
+            texts, how = list(record["negative"]), record.get("mined")
+            new = texts if how is None else texts[len(texts) - len(how) :]  # a row's own negatives stand first
+            mined[record["anchor"]] = new[: self.count]
         if not mined.keys() & set(rows.anchor):
             raise UsageError(f"{self.path} has negatives for none of the anchors; mine them from the same data.")
         had: Sequence[Sequence[str]] = rows.negative or [[]] * len(rows)
         found = (mined.get(anchor, ()) for anchor in rows.anchor)
         more = [[*own, *(text for text in new if text not in own)] for own, new in zip(had, found, strict=True)]
         return replace(rows, negative=more), range(len(rows))
+
+
+def _fits(record: Mapping[Any, Any]) -> bool:
+    return isinstance(record.get("anchor"), str) and isinstance(record.get("negative"), list | tuple)
