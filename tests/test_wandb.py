@@ -84,7 +84,7 @@ def test_a_sweep_logs_each_cell_as_a_run_of_one_group(rows, tmp_path):
             assert theirs["summary"][name] == pytest.approx(value), name
         last = theirs["history"][-1]
         assert (last["scores/_type"], last["report/_type"]) == ("table-file", "html-file")
-        assert last["cosines/pairs, chosen checkpoint/_type"] == "image-file" and "worst/pairs/nrows" in last
+        assert last["pictures/cosines-pairs-after/_type"] == "image-file" and "worst/pairs/nrows" in last
         kinds = {Path(name).suffix for name in theirs["files"]}
         assert {".json", ".html", ".png"} <= kinds
 
