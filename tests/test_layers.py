@@ -21,8 +21,9 @@ ALLOWED = {
     "build": LEAVES,
     "report": LEAVES | {"runs"},
     "card": LEAVES | {"runs", "report", "encoders"},
-    "embedder": LEAVES | {"encoders", "pooling"},
-    "artefact": LEAVES | {"encoders", "pooling", "embedder", "build"},
+    "model": LEAVES | {"encoders"},
+    "embedder": LEAVES | {"encoders", "pooling", "model"},
+    "artefact": LEAVES | {"encoders", "pooling", "model", "embedder", "build"},
     "training": LEAVES | {"data", "mining", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
     "mteb": LEAVES | {"artefact", "embedder", "evaluation"},
 }

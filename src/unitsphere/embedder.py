@@ -4,8 +4,7 @@ Code: the module order and the prompts follow https://github.com/huggingface/sen
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +15,13 @@ from torch.nn import functional as F
 
 from unitsphere.digest import digest, tokenizer_identity
 from unitsphere.encoders.transformer import TransformerEncoder
+from unitsphere.model import Model
 from unitsphere.pooling.base import Pooling
 from unitsphere.pooling.windows import Windows
 from unitsphere.types import Passes, Text, Tokens
 
 
-class Embedder(nn.Module):
+class Embedder(nn.Module, Model):
     """Texts to vectors.
 
     Args:
@@ -44,8 +44,8 @@ class Embedder(nn.Module):
         pool_prompt: bool = True,
         windows: Windows | None = None,
     ):
-        super().__init__()
-        self.encoder = encoder
+        nn.Module.__init__(self)
+        self.encoder: TransformerEncoder = encoder
         self.pooling = pooling
         self.projection = nn.Linear(pooling.dim, projection_dim, bias=False) if projection_dim else None
         self.normalize = normalize
@@ -70,7 +70,6 @@ class Embedder(nn.Module):
         return z if self.windows is not None else self._normalized(z)
 
     def through(self, passes: Passes, texts: Sequence[Text]) -> Tensor:
-        """Whole texts, of any length where there are windows, to vectors (R, dim)."""
         if self.windows is None:
             return passes(texts, self)
         cut = self.windows.split(texts)
@@ -80,74 +79,20 @@ class Embedder(nn.Module):
     def _normalized(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.normalize else z
 
-    @torch.no_grad()
-    def encode(
-        self,
-        texts: Sequence[str],
-        role: str | None = None,
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int = 4096,
-    ) -> np.ndarray:
-        """Embed texts, in the mode of evaluation, longest first, in the order given.
-
-        Args:
-            texts: Any number of texts; equal texts are computed once.
-            role: A name in `prompts`, e.g. "query" or "document": selects the prompt.
-            prompt: Used instead of a named prompt.
-            max_length: In tokens; None is the encoder's limit, and with windows none.
-            batch_tokens: Padded tokens a forward pass.
-
-        Returns:
-            (len(texts), dim) float32.
-        """
-        if prompt is None:
-            prompt = self.prompts.get(role or "", "")
-        unique = list(dict.fromkeys(texts))
-        length = self.encoder.prompt_length(prompt)
-        ids, cut = self.encoder.cut([prompt + text for text in unique], max_length)
-        self._count(role or "text", self.encoder.limit(max_length), len(unique), cut)
-        device = next(self.parameters()).device
-
-        def longest_first(texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-            order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
-            vectors = torch.empty(len(texts), self.dim)
-            start = 0
-            while start < len(order):
-                some = order[start : start + max(1, batch_tokens // len(texts[order[start]].ids))]
-                tokens = self.encoder.pad([texts[i] for i in some])
-                vectors[some] = function(Tokens(*(x.to(device) for x in (tokens.ids, tokens.mask, tokens.prompt)))).to(
-                    vectors
-                )
-                start += len(some)
-            return vectors
-
+    def encode(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        """As `Model.encode`, in the mode of evaluation."""
         was_training = self.training
         self.eval()
-        out = self.through(longest_first, [Text(of_text, length) for of_text in ids]).cpu().numpy()
-        self.train(was_training)
-        position = {text: i for i, text in enumerate(unique)}
-        return out[[position[text] for text in texts]] if len(unique) < len(texts) else out
+        try:
+            return super().encode(*args, **kwargs)
+        finally:
+            self.train(was_training)
 
-    def embed(
-        self, texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None
-    ) -> np.ndarray:
-        """`encode` in the form that evaluators call (see `types.Embed`)."""
-        return self.encode(texts, role=role, prompt=prompt, max_length=max_length)
-
-    @contextmanager
-    def counting(self) -> Iterator[dict[tuple[str, int], tuple[int, int]]]:
-        """While it is open: (role, tokens kept) -> how many texts `encode` has read, and how many of them it cut."""
-        self.read = {}
-        yield self.read
-
-    def _count(self, role: str, limit: int | None, texts: int, cut: int) -> None:
-        if limit is not None:
-            before = self.read.get((role, limit), (0, 0))
-            self.read[role, limit] = before[0] + texts, before[1] + cut
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def protocol(self) -> dict[str, Any]:
-        """What of this embedder must be equal before two scores may be compared."""
         return {
             "pooling": type(self.pooling).__name__,
             "normalize": self.normalize,

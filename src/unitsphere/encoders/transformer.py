@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tokenizers import processors
 from torch import nn
@@ -18,11 +17,12 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 from unitsphere import paths
 from unitsphere.encoders.drop_head import add_drop_head
 from unitsphere.encoders.lora import add_lora, merged
+from unitsphere.encoders.reader import Reader
 from unitsphere.errors import UsageError
-from unitsphere.types import Text, Tokens, TokenStates
+from unitsphere.types import Tokens, TokenStates
 
 
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(nn.Module, Reader):
     """A transformers model with its tokenizer.
 
     Args:
@@ -32,77 +32,18 @@ class TransformerEncoder(nn.Module):
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_length: int):
-        super().__init__()
+        nn.Module.__init__(self)
+        Reader.__init__(self, tokenizer, max_length)
         self.model: Any = model
-        self.tokenizer = tokenizer
-        self.max_length = max_length
         self.dim: int = model.config.hidden_size
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        self.pad_id: int = tokenizer.pad_token_id or 0
         self.source: str | None = None  # what the weights were read from
         # The model inside a head (of a language model, of a cross-encoder), where a loss trains one; in a tuple, so
         # that it is no submodule.
         self.headed: tuple[Any, ...] = ()
-        self.in_windows = False  # an embedder reads texts window by window: max_length then bounds a window
 
     def forward(self, tokens: Tokens, layers: bool = False) -> TokenStates:
         out = self.model(input_ids=tokens.ids, attention_mask=tokens.mask, output_hidden_states=layers)
         return TokenStates(out.last_hidden_state, tokens.mask, out.hidden_states if layers else None)
-
-    def limit(self, max_length: int | None = None) -> int | None:
-        """Tokens kept of a text where `max_length` are asked for; None is all."""
-        limits = [max_length, None if self.in_windows else self.max_length]
-        return min((limit for limit in limits if limit), default=None)
-
-    def tokenize(self, texts: Sequence[str], max_length: int | None = None) -> list[np.ndarray]:
-        """One array of token ids a text, special tokens included, cut to `limit(max_length)`."""
-        return self.cut(texts, max_length)[0]
-
-    def cut(self, texts: Sequence[str], max_length: int | None = None) -> tuple[list[np.ndarray], int]:
-        """As `tokenize`, and how many of the texts lost their end."""
-        if not texts:  # which a tokenizer would not take
-            return [], 0
-        limit = self.limit(max_length)
-        options = {} if limit is None else {"truncation": True, "max_length": limit}
-        tokens = self.tokenizer(list(texts), return_attention_mask=False, verbose=False, **options)
-        ids = tokens["input_ids"]
-        full = [i for i, of_text in enumerate(ids) if len(of_text) == limit]
-        if tokens.encodings is not None:
-            longer = [i for i in full if tokens.encodings[i].overflowing]
-        else:  # a tokenizer in Python
-            longer = [i for i in full if len(self.tokenizer(texts[i], verbose=False)["input_ids"]) > len(ids[i])]
-        return [np.asarray(i or [self.pad_id], dtype=np.int32) for i in ids], len(longer)
-
-    def frame(self) -> tuple[int, int]:
-        """The numbers of special tokens before and after every text."""
-        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        ids = self.tokenizer("a")["input_ids"]
-        before = next(i for i in range(len(ids)) if ids[i : i + len(bare)] == bare)
-        return before, len(ids) - before - len(bare)
-
-    def prompt_length(self, prompt: str) -> int:
-        """The number of leading tokens, special ones included, that a prompt takes; counted as sentence-transformers
-        does, which tokenises the prompt alone."""
-        if not prompt:
-            return 0
-        ids = self.tokenizer(prompt, return_attention_mask=False)["input_ids"]
-        return len(ids) - (ids[-1] in self.tokenizer.all_special_ids)
-
-    def pad(self, texts: Sequence[Text]) -> Tokens:
-        """Right-pad to the longest of the texts. Right, because a causal model then sees what it saw alone."""
-        lengths = torch.tensor([len(text.ids) for text in texts])
-        width = int(lengths.max())
-        if self.in_windows and width > self.max_length:
-            raise UsageError(
-                f"a text of {width} tokens, and the encoder reads {self.max_length}: a loss that reads tokens does not "
-                f"go with window=…, unless data.max_length={self.max_length} or less"
-            )
-        ids = np.full((len(texts), width), self.pad_id, dtype=np.int64)
-        for row, text in zip(ids, texts, strict=True):
-            row[: len(text.ids)] = text.ids
-        mask = torch.arange(width) < lengths[:, None]  # (1, T) < (B, 1)
-        return Tokens(torch.from_numpy(ids), mask.long(), torch.tensor([text.prompt for text in texts]))
 
     def exported(self) -> Any:
         """What is saved: with its head where one was trained, LoRA merged into the weights."""

@@ -1,0 +1,84 @@
+"""What a step of `compression=[…]` is. Steps change a model; none of them trains: a step that needs training says with
+which overrides of train.yaml, and the verb carries that out as an ordinary run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from unitsphere.errors import UsageError
+from unitsphere.model import Model
+
+Stage = Literal["before", "loss", "after", "vector"]
+STAGES: tuple[Stage, ...] = ("before", "loss", "after", "vector")
+WHAT = {
+    "before": "changes the torch weights",
+    "loss": "trains them with another loss",
+    "after": "turns the weights into what is executed",
+    "vector": "changes the vectors that come out",
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step may read besides the model.
+
+    Attributes:
+        pairs: Training rows (query, document); of data without pairs, every text twice.
+        max_length: Tokens of a text that training and calibration read.
+        folder: Empty, the step's own, for what it writes on its way.
+        seed: Of whatever it draws.
+        score: The primary dev metric of a model, larger is better; None where nothing scores dev.
+    """
+
+    pairs: Sequence[tuple[str, str]]
+    max_length: int | None
+    folder: Path
+    seed: int = 1
+    score: Callable[[Model], float] | None = None
+
+
+class Step(ABC):
+    """A model in, a smaller one out.
+
+    Attributes:
+        stage: Where in a chain it may stand: stages never go back.
+        recovery: Overrides of train.yaml for a run that starts from what `apply` returned; in them `{original}` is the
+            folder of the model that the chain began with. Empty where it needs no training.
+    """
+
+    stage: ClassVar[Stage]
+    recovery: Sequence[str] = ()
+
+    @abstractmethod
+    def apply(self, model: Model, context: Context) -> Model:
+        """The changed model. The one given may be changed in place; it is not used again.
+
+        Raises:
+            UsageError: It cannot be done with this model; what could is named.
+        """
+
+
+def check_chain(steps: dict[str, Any]) -> None:
+    """Whether steps may follow each other in this order.
+
+    Raises:
+        UsageError: It names the two that stand the wrong way round, or that exclude each other.
+    """
+    before: tuple[str, Step] | None = None
+    for name, step in steps.items():
+        if before is not None:
+            earlier, last = before
+            if STAGES.index(step.stage) < STAGES.index(last.stage):
+                raise UsageError(
+                    f"compression={','.join(steps)}: {name} {WHAT[step.stage]} and cannot come after {earlier}, which "
+                    f"{WHAT[last.stage]}. An order that fits: "
+                    f"[{','.join(sorted(steps, key=lambda n: STAGES.index(steps[n].stage)))}]"
+                )
+            if step.stage == last.stage == "after":
+                raise UsageError(
+                    f"compression={','.join(steps)}: {earlier} and {name} both decide in which numbers the model is "
+                    "executed: choose one"
+                )
+        before = name, step

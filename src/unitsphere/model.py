@@ -1,0 +1,109 @@
+"""Texts to vectors, whatever computes them: torch weights, an ONNX graph, a table of token vectors, codes of vectors."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unitsphere.encoders.reader import Reader
+from unitsphere.types import Passes, Text, Tokens
+
+
+class Model(ABC):
+    """What evaluation, mining, compression, search and serving call.
+
+    Attributes:
+        encoder: Its tokenizer and longest input.
+        dim: Width of a vector.
+        normalize: Whether vectors have length one.
+        prompts: Name -> text put before every text of that role ("query", "document") or of that name.
+        read: See `counting`.
+    """
+
+    encoder: Reader
+    dim: int
+    normalize: bool
+    prompts: dict[str, str]
+    read: dict[tuple[str, int], tuple[int, int]]
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where padded tokens are moved to."""
+
+    @abstractmethod
+    def through(self, passes: Passes, texts: Sequence[Text]) -> Tensor:
+        """Whole texts, of any length where there are windows, to vectors (R, dim)."""
+
+    @abstractmethod
+    def protocol(self) -> dict[str, Any]:
+        """What of this model must be equal before two scores may be compared."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """SHA-256 over all that decides its vectors."""
+
+    @torch.no_grad()
+    def encode(
+        self,
+        texts: Sequence[str],
+        role: str | None = None,
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int = 4096,
+    ) -> np.ndarray:
+        """Embed texts: computed longest first, returned in the order given.
+
+        Args:
+            texts: Any number of texts; equal texts are computed once.
+            role: A name in `prompts`, e.g. "query" or "document": selects the prompt.
+            prompt: Used instead of a named prompt.
+            max_length: In tokens; None is the encoder's limit, and with windows none.
+            batch_tokens: Padded tokens a forward pass.
+
+        Returns:
+            (len(texts), dim) float32.
+        """
+        if prompt is None:
+            prompt = self.prompts.get(role or "", "")
+        unique = list(dict.fromkeys(texts))
+        length = self.encoder.prompt_length(prompt)
+        ids, cut = self.encoder.cut([prompt + text for text in unique], max_length)
+        self._count(role or "text", self.encoder.limit(max_length), len(unique), cut)
+
+        def longest_first(texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+            order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+            vectors = torch.empty(len(texts), self.dim)
+            start = 0
+            while start < len(order):
+                some = order[start : start + max(1, batch_tokens // len(texts[order[start]].ids))]
+                tokens = self.encoder.pad([texts[i] for i in some])
+                moved = Tokens(*(x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)))
+                vectors[some] = function(moved).to(vectors)
+                start += len(some)
+            return vectors
+
+        out = self.through(longest_first, [Text(of_text, length) for of_text in ids]).cpu().numpy()
+        position = {text: i for i, text in enumerate(unique)}
+        return out[[position[text] for text in texts]] if len(unique) < len(texts) else out
+
+    def embed(
+        self, texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None
+    ) -> np.ndarray:
+        """`encode` in the form that evaluators call (see `types.Embed`)."""
+        return self.encode(texts, role=role, prompt=prompt, max_length=max_length)
+
+    @contextmanager
+    def counting(self) -> Iterator[dict[tuple[str, int], tuple[int, int]]]:
+        """While it is open: (role, tokens kept) -> how many texts `encode` has read, and how many of them it cut."""
+        self.read = {}
+        yield self.read
+
+    def _count(self, role: str, limit: int | None, texts: int, cut: int) -> None:
+        if limit is not None:
+            before = self.read.get((role, limit), (0, 0))
+            self.read[role, limit] = before[0] + texts, before[1] + cut
