@@ -1,4 +1,4 @@
-"""Texts to vectors, whatever computes them: torch weights, an ONNX graph, a table of token vectors, codes of vectors."""
+"""Texts to vectors, whatever computes them: torch weights, an ONNX graph, a table of tokens, codes of vectors."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
