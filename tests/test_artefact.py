@@ -10,7 +10,9 @@ from transformers import AutoModel, AutoTokenizer
 from conftest import composed
 from unitsphere import artefact, paths
 from unitsphere.build import build
+from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
+from unitsphere.model import Model
 from unitsphere.training.run import build_embedder
 
 TEXTS = ["A red fish.", "an old tree by the river, and a car", "x", ""]
@@ -103,3 +105,46 @@ def test_dropout_is_settable(tmp_path):
     assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.25
     with pytest.raises(UsageError, match="probability"):
         build({**node, "dropout": 1.5})
+
+
+class Lengths(Model):
+    """A model of another kind: a text's vector is its number of tokens."""
+
+    dim, normalize = 1, False
+
+    def __init__(self, scale: float):
+        self.encoder, self.scale, self.prompts, self.read = tiny(), scale, {}, {}
+
+    device = torch.device("cpu")
+
+    def through(self, passes, texts):
+        return passes(texts, lambda tokens: self.scale * tokens.mask.sum(dim=1, keepdim=True))
+
+    def protocol(self):
+        return {}
+
+    def identity(self):
+        return f"lengths {self.scale}"
+
+    def write(self, folder):
+        (folder / "scale").write_text(str(self.scale))
+        (folder / "unitsphere.yaml").write_text("load: test_artefact.lengths\n")
+
+
+def lengths(folder):
+    return Lengths(float((folder / "scale").read_text()))
+
+
+def test_a_model_of_another_kind_names_what_loads_it(tmp_path):
+    artefact.save(Lengths(2.0), tmp_path / "run" / "model")
+    for place in ("run", "run/model"):  # a run folder and a model folder
+        again = artefact.load(tmp_path / place)
+        assert isinstance(again, Lengths)
+        np.testing.assert_array_equal(again.encode(["", "abc"]), [[4.0], [10.0]])  # two special tokens
+    with pytest.raises(UsageError, match="windows go with"):
+        artefact.load(tmp_path / "run", window={"_target_": "x"})
+    with pytest.raises(UsageError, match="only an encoder can be trained"):
+        build_embedder(composed("encoder=tiny", f"init={tmp_path / 'run'}"))
+    (tmp_path / "run" / "model" / "unitsphere.yaml").write_text("load: test_artefact.nothing\n")
+    with pytest.raises(UsageError, match="nothing"):
+        artefact.load(tmp_path / "run")

@@ -24,7 +24,7 @@ ALLOWED = {
     "model": LEAVES | {"encoders"},
     "embedder": LEAVES | {"encoders", "pooling", "model"},
     "artefact": LEAVES | {"encoders", "pooling", "model", "embedder", "build"},
-    "training": LEAVES | {"data", "mining", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
+    "training": LEAVES | {"model", "data", "mining", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
     "mteb": LEAVES | {"artefact", "embedder", "evaluation"},
 }
 

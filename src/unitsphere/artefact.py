@@ -5,7 +5,8 @@
     unitsphere.yaml                              the config nodes of pooling, embedder and window
     modules.json, 1_Pooling/…                    the same for sentence-transformers, which has no windows
 
-A cross-encoder's folder has the first line alone, classifier included: it scores pairs and embeds nothing.
+A cross-encoder's folder has the first line alone, classifier included: it scores pairs and embeds nothing. A model that
+is no `Embedder` writes what it likes, and its unitsphere.yaml says `load: dotted.name` of what makes it again.
 
 Code: https://github.com/huggingface/sentence-transformers (the layout of its folders).
 """
@@ -28,6 +29,7 @@ from unitsphere.embedder import Embedder
 from unitsphere.encoders.cross_encoder import scores_pairs
 from unitsphere.encoders.transformer import TransformerEncoder, transformer
 from unitsphere.errors import UsageError
+from unitsphere.model import Model
 from unitsphere.pooling.cls import CLSMLPPooling
 
 FLAGS = {
@@ -68,15 +70,25 @@ def plain(node: Mapping[str, Any]) -> Any:
     return OmegaConf.to_container(node) if isinstance(node, DictConfig) else dict(node)
 
 
-def save(embedder: Embedder, folder: Path) -> None:
+def save(model: Model, folder: Path) -> None:
     """Write the model; the folder appears whole or not at all.
 
     Args:
-        embedder: Made by `assemble`.
+        model: An embedder made by `assemble`, or what has a `write` of its own.
         folder: Replaced where it exists.
     """
     work = folder.with_name(folder.name + ".writing")
     shutil.rmtree(work, ignore_errors=True)
+    if isinstance(model, Embedder):
+        _write(model, work)
+    else:
+        work.mkdir(parents=True)
+        model.write(work)
+    shutil.rmtree(folder, ignore_errors=True)
+    work.rename(folder)
+
+
+def _write(embedder: Embedder, work: Path) -> None:
     embedder.encoder.exported().save_pretrained(work)
     embedder.encoder.tokenizer.save_pretrained(work)
     if not scores_pairs(work):
@@ -86,11 +98,9 @@ def save(embedder: Embedder, folder: Path) -> None:
         keep = {**embedder.nodes, "max_length": embedder.encoder.max_length}
         OmegaConf.save(OmegaConf.create(keep), work / "unitsphere.yaml")
         _write_sentence_transformers(embedder, work)
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
 
 
-def load(path: str | Path, window: Mapping[str, Any] | None = None, **options: Any) -> Embedder:
+def load(path: str | Path, window: Mapping[str, Any] | None = None, **options: Any) -> Model:
     """Load a run's model, a model folder of ours, a sentence-transformers folder or hub model, or any transformers
     model (which is then mean-pooled and normalised).
 
@@ -99,8 +109,12 @@ def load(path: str | Path, window: Mapping[str, Any] | None = None, **options: A
         window: The config node of windows that replace the model's own, if it has any; learned ones start anew.
         options: For the encoder, as for `transformer` (dropout, attention, …).
 
+    Returns:
+        A `Model`: an `Embedder`, or what the loader that unitsphere.yaml names gives.
+
     Raises:
-        UsageError: Nothing loadable is at `path`, it has modules that have no counterpart here, or it scores pairs.
+        UsageError: Nothing loadable is at `path`, it has modules that have no counterpart here, or it scores pairs; or
+            a window is given to what is no `Embedder`.
     """
     folder = paths.model(path) or _hub_settings(str(path))
     saved: dict[str, Any] = {}
@@ -113,6 +127,12 @@ def load(path: str | Path, window: Mapping[str, Any] | None = None, **options: A
             f"{path}: a cross-encoder, which scores pairs of texts and embeds none. It reranks: eval=hybrid "
             f"eval.hybrid.reranker={path}. Its encoder is a start: encoder=hub encoder.path={path}"
         )
+    if "load" in saved:
+        if window is not None:
+            raise UsageError(f"window=…: {path} is no encoder with pooling, the kind of model that windows go with.")
+        there = folder if paths.model(path) else Path(snapshot_download(str(path)))
+        other: Model = build({"_target_": saved["load"]}, folder=there)
+        return other
     options["max_length"] = options.get("max_length") or saved.get("max_length")
     node = saved.get("embedder") or {"_target_": "unitsphere.embedder.Embedder"}
     embedder = assemble(

@@ -3,7 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,6 +47,15 @@ class Model(ABC):
     @abstractmethod
     def identity(self) -> str:
         """SHA-256 over all that decides its vectors."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same model, from now on computing there; one that is bound to a place stays in it."""
+        return self
+
+    def write(self, folder: Path) -> None:
+        """Fill a new folder. Its unitsphere.yaml holds `load: dotted.name` of a function that makes the model again
+        from `folder=`; `artefact.load` calls it. (An `Embedder` is written by `artefact.save`.)"""
+        raise NotImplementedError(f"{type(self).__name__}.write")
 
     @torch.no_grad()
     def encode(

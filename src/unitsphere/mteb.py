@@ -19,12 +19,11 @@ from unitsphere.evaluation.mteb_model import MTEBModel
 def load(path: str | Path) -> MTEBModel:
     """The model, with the prompts that it was saved with.
 
-    Its revision is its identity (see `Embedder.identity`), so that mteb's cache of results knows it from others of its
+    Its revision is its identity (see `Model.identity`), so that mteb's cache of results knows it from others of its
     name.
 
     Raises:
         UsageError: Nothing loadable is at `path`.
     """
-    embedder = artefact.load(path)
-    embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    embedder = artefact.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
     return MTEBModel(embedder.embed, f"unitsphere/{Path(path).name}", embedder.identity(), embedder.prompts)

@@ -39,6 +39,6 @@ def data() -> Path | None:
 def model(path: str | Path) -> Path | None:
     """The folder that holds the model files of a run folder or of a model folder; None where `path` is no folder."""
     folder = Path(path).expanduser()
-    if (folder / "model" / "config.json").exists():
+    if any((folder / "model" / file).exists() for file in ("config.json", "unitsphere.yaml")):
         return folder / "model"
     return folder if folder.is_dir() else None

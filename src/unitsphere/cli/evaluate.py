@@ -11,7 +11,7 @@ from unitsphere.errors import UsageError
 from unitsphere.runs import Run, provenance, stamped, write
 
 if TYPE_CHECKING:
-    from unitsphere.embedder import Embedder
+    from unitsphere.model import Model
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,7 +59,7 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
         raise UsageError("eval is empty: choose what to score, e.g. eval=retrieval or eval=[sts,retrieval]")
     embedder = embedder_of(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    embedder.to(device).eval()
+    embedder.to(device)
     run = Run.create(parent, stamped("eval"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     run.note(**provenance(), status="running", device=device, threads=config.threads, embedder=embedder.protocol())
@@ -86,7 +86,7 @@ def check_model(config: DictConfig) -> None:
         raise UsageError("pooling= is for encoder=…; a model brings its own")
 
 
-def embedder_of(config: DictConfig) -> "Embedder":
+def embedder_of(config: DictConfig) -> "Model":
     """The model, or the encoder with the pooling given, or mean.
 
     Raises:
@@ -99,7 +99,7 @@ def embedder_of(config: DictConfig) -> "Embedder":
     if config.model is not None:
         return artefact.load(config.model, config.get("window"))
     pooling = config.get("pooling") or {"_target_": artefact.POOLINGS["mean",]}
-    return artefact.assemble(build(config.encoder), pooling, config.embedder, config.get("window"))
+    return artefact.assemble(build(config.encoder), pooling, config.embedder, config.get("window")).eval()
 
 
 def own(config: DictConfig, split: str) -> Any:

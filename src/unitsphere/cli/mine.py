@@ -73,7 +73,7 @@ def mine(config: DictConfig) -> Run:
         raise UsageError(f"data={data.name} has no positives: negatives are mined for pairs (pairs, triplets, beir, …)")
     embedder = embedder_of(config) if any(source.reads_model for source in sources.values()) else None
     if embedder is not None:
-        embedder.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        embedder.to("cuda" if torch.cuda.is_available() else "cpu")
     embed = embedder and remembered(embedder, config.vector_cache)
     known = asked(rows.anchor, rows.positive)
     queries, positives = list(known), list(known.values())

@@ -30,6 +30,7 @@ from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
 from unitsphere.evaluation.score import remarks, score, scores_nothing
 from unitsphere.evaluation.stored import StoredEmbed
+from unitsphere.model import Model
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
 from unitsphere.training.module import EmbeddingModule
@@ -225,6 +226,8 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
         assert isinstance(chosen, dict)
         options = {str(key): value for key, value in chosen.items() if key in settings}
         embedder = artefact.load(config.init, config.get("window"), **options)
+        if not isinstance(embedder, Embedder):
+            raise UsageError(f"init={config.init}: a {type(embedder).__name__}, and only an encoder can be trained.")
     else:
         embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder, config.get("window"))
     return embedder.to(device).train()
@@ -269,8 +272,8 @@ def _of_training(batches: Batches) -> dict[tuple[str, int], tuple[int, int]]:
     return {("all columns", batches.max_length): batches.truncated}
 
 
-def remembered(embedder: Embedder, gib: float) -> Embed:
-    """The embedder's `embed`, with its answers kept on disk.
+def remembered(embedder: Model, gib: float) -> Embed:
+    """The model's `embed`, with its answers kept on disk.
 
     Args:
         embedder: Not to be changed while this is used.
@@ -278,7 +281,7 @@ def remembered(embedder: Embedder, gib: float) -> Embed:
     """
     if not gib:
         return embedder.embed
-    machine = (str(next(embedder.parameters()).device), torch.get_num_threads(), torch.__version__)
+    machine = (str(embedder.device), torch.get_num_threads(), torch.__version__)
     return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib, lambda: embedder.read)
 
 
