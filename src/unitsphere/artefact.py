@@ -96,6 +96,8 @@ def _write(embedder: Embedder, work: Path) -> None:
         if head:
             save_file(head, work / "head.safetensors")
         keep = {**embedder.nodes, "max_length": embedder.encoder.max_length}
+        if embedder.dtype != torch.float32:
+            keep["dtype"] = str(embedder.dtype).removeprefix("torch.")
         OmegaConf.save(OmegaConf.create(keep), work / "unitsphere.yaml")
         _write_sentence_transformers(embedder, work)
 
@@ -151,7 +153,7 @@ def load(path: str | Path, window: Mapping[str, Any] | None = None, **options: A
     if missing:
         raise UsageError(f"{folder}: head.safetensors does not fit unitsphere.yaml; unmatched: {sorted(missing)}")
     embedder.load_state_dict(head, strict=False)
-    return embedder.eval()
+    return embedder.to(getattr(torch, saved.get("dtype", "float32"))).eval()
 
 
 def _hub_settings(name: str) -> Path | None:

@@ -92,6 +92,11 @@ class Embedder(nn.Module, Model):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return next(self.parameters()).dtype
+
     def protocol(self) -> dict[str, Any]:
         return {
             "pooling": type(self.pooling).__name__,
@@ -99,7 +104,7 @@ class Embedder(nn.Module, Model):
             "prompts": self.prompts,
             "pool_prompt": self.pool_prompt,
             "max_length": self.encoder.max_length,
-            "precision": str(next(self.parameters()).dtype).removeprefix("torch."),
+            "precision": str(self.dtype).removeprefix("torch."),
             **({"windows": self.windows.protocol()} if self.windows is not None else {}),
         }
 

@@ -1,6 +1,7 @@
 """What a step of `compression=[…]` is. Steps change a model; none of them trains: a step that needs training says with
 which overrides of train.yaml, and the verb carries that out as an ordinary run."""
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,18 @@ class Context:
     folder: Path
     seed: int = 1
     score: Callable[[Model], float] | None = None
+
+    def sample(self, model: Model, count: int) -> list[str]:
+        """`count` texts of the pairs with their prompts (all, where there are fewer), drawn by the seed.
+
+        Raises:
+            UsageError: There are no training rows.
+        """
+        query, document = (model.prompts.get(role, "") for role in ("query", "document"))
+        texts = list(dict.fromkeys(t for q, d in self.pairs for t in (query + q, document + d)))
+        if not texts:
+            raise UsageError("this step reads training texts, and there are none: data=… names some")
+        return random.Random(self.seed).sample(texts, min(count, len(texts)))
 
 
 class Step(ABC):

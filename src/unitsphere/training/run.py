@@ -230,7 +230,7 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
             raise UsageError(f"init={config.init}: a {type(embedder).__name__}, and only an encoder can be trained.")
     else:
         embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder, config.get("window"))
-    return embedder.to(device).train()
+    return embedder.to(device).float().train()
 
 
 def _build_trainer(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> Any:

@@ -1,0 +1,130 @@
+"""A model as an ONNX graph that ONNX Runtime executes: tokens in, finished vectors out.
+
+    onnx/model.onnx            encoder, pooling, projection and normalisation
+    tokenizer…, config.json    as transformers saves them
+    unitsphere.yaml            prompts, longest input, width
+
+Code: https://github.com/microsoft/onnxruntime
+"""
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from unitsphere.digest import tokenizer_identity
+from unitsphere.encoders.reader import Reader
+from unitsphere.model import Model
+from unitsphere.types import Passes, Text, Tokens
+
+INPUTS = ("input_ids", "attention_mask", "prompt")  # the last only where the pooling leaves prompts out
+OUTPUT = "sentence_embedding"
+GRAPH = "onnx/model.onnx"
+# Slower on a CPU than the addition and the LayerNormalization that it puts together (experiments/compression).
+NOT_FUSED = ["SkipLayerNormFusion"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a graph does not say of itself. `protocol` is that of the embedder it was made from, with its precision."""
+
+    dim: int
+    normalize: bool
+    prompts: Mapping[str, str]
+    max_length: int
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+
+class GraphModel(Model):
+    """Texts to vectors through an ONNX graph.
+
+    Args:
+        file: The graph; files beside it that begin with its name are its weights.
+        tokenizer: A transformers tokenizer.
+        card: What the graph does not say.
+        config: A folder with the transformers config.json that goes with the tokenizer, or None.
+    """
+
+    def __init__(self, file: Path, tokenizer: Any, card: Card, config: Path | None = None):
+        self.file, self.card, self.config = file, card, config
+        self.encoder = Reader(tokenizer, card.max_length)
+        self.dim, self.normalize, self.prompts = card.dim, card.normalize, dict(card.prompts)
+        self.read = {}
+        self._session: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    @property
+    def session(self) -> Any:
+        """Made when it is first needed, with as many threads as torch has."""
+        if self._session is None:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.log_severity_level = 3
+            self._session = onnxruntime.InferenceSession(
+                str(self.file),
+                options,
+                providers=onnxruntime.get_available_providers(),
+                disabled_optimizers=NOT_FUSED,
+            )
+            self._inputs = [i.name for i in self._session.get_inputs()]
+        return self._session
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """Padded tokens (B, T) to vectors (B, dim)."""
+        given = dict(zip(INPUTS, (tokens.ids, tokens.mask, tokens.prompt), strict=True))
+        (vectors,) = self.session.run([OUTPUT], {name: given[name].numpy() for name in self._inputs})
+        return torch.from_numpy(vectors)
+
+    def through(self, passes: Passes, texts: Sequence[Text]) -> Tensor:
+        self.session  # noqa: B018
+        return passes(texts, self)
+
+    def protocol(self) -> dict[str, Any]:
+        return dict(self.card.protocol)
+
+    def identity(self) -> str:
+        parts = hashlib.sha256(repr((self.card, tokenizer_identity(self.encoder.tokenizer))).encode())
+        for file in weights(self.file):
+            parts.update(file.read_bytes())
+        return parts.hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Put the files of the model into a folder that is there."""
+        place = folder / GRAPH
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for file in weights(self.file):
+            shutil.copyfile(file, place.parent / file.name.replace(self.file.name, place.name, 1))
+        self.encoder.tokenizer.save_pretrained(folder)
+        if self.config is not None:
+            shutil.copyfile(self.config / "config.json", folder / "config.json")
+        plain = {**vars(self.card), "prompts": dict(self.card.prompts), "protocol": dict(self.card.protocol)}
+        OmegaConf.save(OmegaConf.create({"load": "unitsphere.graph.load", **plain}), folder / "unitsphere.yaml")
+
+    def with_graph(self, file: Path, precision: str) -> "GraphModel":
+        """The same model with another graph, that computes in other numbers."""
+        card = replace(self.card, protocol={**self.card.protocol, "precision": precision})
+        return GraphModel(file, self.encoder.tokenizer, card, self.config)
+
+
+def weights(file: Path) -> list[Path]:
+    """The files of a graph: itself and, where it is larger than 2 GB, its weights."""
+    return [file, *sorted(f for f in file.parent.glob(f"{file.name}.*"))]
+
+
+def load(folder: Path) -> GraphModel:
+    """What `GraphModel.write` wrote."""
+    saved: Any = OmegaConf.to_container(OmegaConf.load(folder / "unitsphere.yaml"))
+    card = Card(**{key: value for key, value in saved.items() if key != "load"})
+    config = folder if (folder / "config.json").exists() else None
+    return GraphModel(folder / GRAPH, AutoTokenizer.from_pretrained(folder), card, config)
