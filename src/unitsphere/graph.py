@@ -58,6 +58,7 @@ class GraphModel(Model):
         self.encoder = Reader(tokenizer, card.max_length)
         self.dim, self.normalize, self.prompts = card.dim, card.normalize, dict(card.prompts)
         self.read = {}
+        self.providers: Sequence[Any] = onnxruntime.get_available_providers()
         self._session: Any = None
 
     @property
@@ -74,7 +75,7 @@ class GraphModel(Model):
             self._session = onnxruntime.InferenceSession(
                 str(self.file),
                 options,
-                providers=onnxruntime.get_available_providers(),
+                providers=self.providers,
                 disabled_optimizers=NOT_FUSED,
             )
             self._inputs = [i.name for i in self._session.get_inputs()]

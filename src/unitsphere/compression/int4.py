@@ -13,8 +13,8 @@ from onnx import helper
 from unitsphere.compression.products import DOMAIN, Product, Replacement, read, replace, shrink_tables
 from unitsphere.compression.step import Context, Stage, Step
 from unitsphere.errors import UsageError
-from unitsphere.export.onnx import as_graph, save
 from unitsphere.model import Model
+from unitsphere.tracing import as_graph, save
 
 TOP = 15  # of a code
 

@@ -17,16 +17,16 @@ from unitsphere.compression.calibration import Histogram, Range, calibrate
 from unitsphere.compression.products import DOMAIN, Product, Replacement, read, replace, shrink_tables, symmetric
 from unitsphere.compression.step import Context, Stage, Step
 from unitsphere.errors import UsageError
-from unitsphere.export.onnx import as_graph, save
 from unitsphere.graph import GraphModel
 from unitsphere.model import Model
+from unitsphere.tracing import as_graph, save
 
 
 class Int8(Step):
     """x (…, K) w (K, N) + b  ~  s_x s_w ((q_x - z) q_w) + b: q_x uint8, q_w int8, their products summed in int32.
 
-    s_w are largest |w| / 127; s_x = (high - low) / 255 and z = round(-low / s_x) come from the activation's range, which
-    the two kinds find in different ways. Attention's products of two activations stay in float32.
+    s_w is the largest |w| / 127; s_x = (high - low) / 255 and z = round(-low / s_x) come from the activation's range,
+    which the two kinds find in different ways. Attention's products of two activations stay in float32.
 
     Args:
         per_channel: A scale for each of a weight's N columns; else one for the matrix.

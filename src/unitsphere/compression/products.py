@@ -1,4 +1,4 @@
-"""The matrix products of an ONNX graph whose right-hand side is a weight, and how they are replaced by ones in fewer bits.
+"""The matrix products of an ONNX graph with a weight on the right, and how others in fewer bits take their place.
 
 Code: the operators are ONNX Runtime's, https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
@@ -43,7 +43,7 @@ def read(file: Path) -> onnx.ModelProto:
 
 
 def products(model: onnx.ModelProto) -> dict[int, tuple[Product, int | None]]:
-    """Position of a MatMul among the nodes -> the product, and the position of the Add of its bias, where it has one."""
+    """Position of a MatMul among the nodes -> the product, and the position of the Add of its bias, if it has one."""
     graph = model.graph
     constants = {i.name: i for i in graph.initializer}
     readers: dict[str, list[int]] = defaultdict(list)
@@ -115,7 +115,7 @@ def shrink_tables(model: onnx.ModelProto) -> None:
 
 
 def symmetric(weight: np.ndarray, bits: int, per_channel: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Weight (K, N) -> q int8 (K, N) and scale s float32 (N) or (): weight ~ q s, |q| <= 2^(bits-1) - 1, zero is zero."""
+    """Weight (K, N) -> q int8 (K, N), s float32 (N) or (): weight ~ q s, |q| <= 2^(bits - 1) - 1, and zero is zero."""
     top = 2 ** (bits - 1) - 1
     largest = np.abs(weight).max(axis=0) if per_channel else np.abs(weight).max()
     scale = np.maximum(largest, 1e-12).astype(np.float32) / top

@@ -16,6 +16,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from unitsphere import paths
 from unitsphere.encoders.drop_head import add_drop_head
+from unitsphere.encoders.fake_quant import add_fake_quant
 from unitsphere.encoders.lora import add_lora, merged
 from unitsphere.encoders.reader import Reader
 from unitsphere.errors import UsageError
@@ -63,6 +64,7 @@ def transformer(
     append_eos: bool = False,
     lora: Mapping[str, Any] | None = None,
     drop_head: float | None = None,
+    fake_quant: bool = False,
 ) -> TransformerEncoder:
     """Load an encoder.
 
@@ -81,6 +83,7 @@ def transformer(
             tokenizer.
         lora: Freeze the model and train low-rank matrices instead (see `lora.add_lora`): `{r: 8, alpha: 16, …}`.
         drop_head: Probability with which an attention head is dropped in training (see `drop_head.DropHead`).
+        fake_quant: Compute as int8 inference will (see `fake_quant.FakeQuantLinear`); what is saved is not rounded.
 
     Raises:
         UsageError: Nothing loadable is at `path`, or it has no such layers.
@@ -114,6 +117,8 @@ def transformer(
         add_lora(model, **lora)
     if drop_head is not None:
         add_drop_head(model, drop_head)
+    if fake_quant:
+        add_fake_quant(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
     limit = _limit(config, tokenizer)

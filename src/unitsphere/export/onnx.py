@@ -1,120 +1,54 @@
-"""An embedder as one ONNX graph: encoder, pooling, projection and normalisation, of any batch and length.
+"""The ONNX graph of a model, with tokenizer and prompts: in float32, or in int8."""
 
-Code: torch.onnx.export, https://docs.pytorch.org/docs/stable/onnx.html. Attention is one operator from opset 23 on.
-"""
-
-import contextlib
-import io
-import logging
-import warnings
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-import onnx
-import torch
-from torch import Tensor, nn
-
-from unitsphere.embedder import Embedder
-from unitsphere.errors import UsageError
-from unitsphere.graph import INPUTS, OUTPUT, Card, GraphModel
+from unitsphere.compression.step import Context, Step
+from unitsphere.export.verify import near, same
+from unitsphere.graph import GraphModel
 from unitsphere.model import Model
-from unitsphere.types import Text, Tokens
-
-OPSET = 23
-LARGEST = 2**31 - 2**20  # bytes of a graph in one file: protobuf allows 2 GB
+from unitsphere.tracing import as_graph
 
 
-class Finished(nn.Module):
-    """Tokens to vectors, as a graph takes them."""
+class ToOnnx:
+    """A folder with the graph, the tokenizer and the prompts, which `artefact.load` loads.
 
-    def __init__(self, embedder: Embedder):
-        super().__init__()
-        self.embedder = embedder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt: Tensor | None = None) -> Tensor:
-        if prompt is None:
-            prompt = attention_mask.new_zeros(input_ids.shape[0])
-        return self.embedder(Tokens(input_ids, attention_mask, prompt))
-
-
-def example(embedder: Embedder) -> Tokens:
-    """Tokens of two texts of unequal length."""
-    texts = ["two texts", "of which one is longer than the other"]
-    return embedder.encoder.pad([Text(ids) for ids in embedder.encoder.tokenize(texts)])
-
-
-def arguments(embedder: Embedder) -> tuple[tuple[Tensor, ...], list[dict[int, str]]]:
-    """What `Finished` is exported with, and what of it is of any size."""
-    tokens = example(embedder)
-    inputs = (tokens.ids, tokens.mask) if embedder.pool_prompt else (tokens.ids, tokens.mask, tokens.prompt)
-    return inputs, [{0: "batch", 1: "length"} if x.dim() == 2 else {0: "batch"} for x in inputs]
-
-
-def to_onnx(embedder: Embedder, file: Path) -> None:
-    """Write the graph.
-
-    Raises:
-        UsageError: The model reads in windows, which a graph cannot put together; or torch cannot export it.
+    Args:
+        tolerance: The largest difference of any number of a vector that is taken for rounding.
     """
-    if embedder.windows is not None:
-        raise UsageError(
-            "a model with windows reads a text in several passes and is no single graph: load it with window left out "
-            "(eval, compress and export take the model as it was saved)"
-        )
-    inputs, sizes = arguments(embedder)
-    names = list(INPUTS[: len(inputs)])
-    export: Any = torch.onnx.export
-    try:
-        with _silence():
-            program = export(
-                Finished(embedder).eval(),
-                inputs,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=names,
-                output_names=[OUTPUT],
-                dynamic_shapes=dict(zip(names, sizes, strict=True)),
-                verbose=False,
-            )
-    except Exception as error:  # whatever torch's exporter raises
-        kind = type(embedder.encoder.model).__name__
-        raise UsageError(f"torch cannot export {kind} to ONNX: {str(error).strip().splitlines()[0]}") from error
-    save(program.model_proto, file)
+
+    def __init__(self, tolerance: float = 1e-4):
+        self.tolerance = tolerance
+
+    def __call__(self, model: Model, folder: Path) -> str:
+        """Write into an empty folder, and say how near it is.
+
+        Raises:
+            UsageError: It cannot be exported, or is not near enough.
+        """
+        with TemporaryDirectory() as work:
+            graph = as_graph(model, Path(work))
+            worst = same(model, graph, self.tolerance)
+            graph.write(folder)
+        return f"largest difference {worst:.1e}"
 
 
-def save(graph: onnx.ModelProto, file: Path) -> None:
-    """Write a graph, its weights in a file of their own where one file cannot hold them."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    large = graph.ByteSize() > LARGEST
-    onnx.save(graph, str(file), save_as_external_data=large, location=f"{file.name}.data")
+class ToQuantizedOnnx:
+    """The same through a compression step that makes a graph.
 
-
-def as_graph(model: Model, folder: Path) -> GraphModel:
-    """The model as a graph in `folder`, or itself where it is one.
-
-    Raises:
-        UsageError: See `to_onnx`; or it is neither.
+    Args:
+        step: E.g. int8.Int8Dynamic. It gets no texts, so it must not need any.
+        cosine: The least mean cosine with the model's vectors.
     """
-    if isinstance(model, GraphModel):
-        return model
-    if not isinstance(model, Embedder):
-        raise UsageError(f"a {type(model).__name__} has no torch weights of which a graph could be made")
-    model = model.cpu().float().eval()
-    file = folder / "float.onnx"
-    to_onnx(model, file)
-    model.encoder.model.config.save_pretrained(folder)
-    limit = model.encoder.max_length
-    card = Card(model.dim, model.normalize, model.prompts, limit, {**model.protocol(), "precision": "float32 (onnx)"})
-    return GraphModel(file, model.encoder.tokenizer, card, folder)
 
+    def __init__(self, step: Step, cosine: float = 0.95):
+        self.step, self.cosine = step, cosine
 
-@contextlib.contextmanager
-def _silence() -> Any:
-    """torch's exporter tells of every step."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-    logger.setLevel(level)
+    def __call__(self, model: Model, folder: Path) -> str:
+        """As `ToOnnx`."""
+        with TemporaryDirectory() as work:
+            graph = self.step.apply(model, Context([], None, Path(work)))
+            cosine = near(model, graph, self.cosine)
+            assert isinstance(graph, GraphModel)
+            graph.write(folder)
+        return f"mean cosine {cosine:.4f}"

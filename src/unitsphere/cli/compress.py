@@ -1,0 +1,287 @@
+"""`unitsphere compress`: make a model smaller, step by step or rung by rung, and measure what that costs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from unitsphere import paths
+from unitsphere.cli import hydra_app
+from unitsphere.cli.chain import SHARED
+from unitsphere.errors import UsageError
+from unitsphere.runs import Run, provenance, stamped, write
+
+if TYPE_CHECKING:
+    from unitsphere.compression.step import Context, Step
+    from unitsphere.model import Model
+    from unitsphere.types import Result
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    hydra_app.run("compress", job, arguments)
+
+
+def job(config: DictConfig) -> None:
+    """Make every rung, score it, measure them all, print and save."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from unitsphere.report import ladder
+    from unitsphere.training.run import quiet
+    from unitsphere.training.trainer import cpu_threads
+
+    quiet()
+    typed = list(HydraConfig.get().overrides.task)
+    config = hydra_app.resolved(config)
+    if config.threads == "auto":
+        config.threads = cpu_threads()
+    if config.target is not None:
+        ladder.conditions(config.target)  # before hours of work
+    rungs = chains(config, typed)
+    hydra_app.make_absolute(config)
+    if Path(config.model).expanduser().exists():
+        config.model = str(Path(config.model).expanduser().resolve())
+    of_run = Run.open(config.model) if (Path(config.model) / "run.json").exists() else None
+    if config.data is None and of_run is not None:
+        config.data = of_run.config.data
+    work = Work(config, shared(typed, of_run))
+    run = Run.create(Path(config.outputs) / "compressed" / Path(config.model).name, stamped("compress"))
+    write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
+    write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(typed)))
+    run.note(**provenance(), status="running", model=config.model, threads=config.threads, choices={})
+    with run.lock():
+        try:
+            work.climb(run, rungs)
+        except BaseException as error:
+            run.note(status="failed", error=f"{type(error).__name__}: {error}")
+            raise
+        run.note(status="done")
+    report(run, config.target)
+
+
+def report(run: Run, target: str | None) -> None:
+    """Write and print the ladder, and the rung that meets the target."""
+    from unitsphere.report import ladder
+    from unitsphere.report.table import show
+
+    notes = []
+    if target is not None:
+        found = ladder.lines(run)
+        chosen = ladder.smallest(found, run.info["primaries"][0], target)
+        notes = [f"smallest with {target}: " + (f"{chosen} (models/{chosen})" if chosen else "none of these rungs")]
+        run.note(target=target, chosen=chosen)
+    ladder.save(run, notes)
+    show(ladder.terminal(run))
+    for line in (*notes, str(run.folder)):
+        show(line)
+
+
+def chains(config: DictConfig, typed: Sequence[str]) -> dict[str, dict[str, "Step"]]:
+    """Rung -> its steps: those of the ladder, or compression=[a,b] as the rungs a and a+b.
+
+    Raises:
+        UsageError: Neither or both are given, or steps that cannot follow each other.
+    """
+    from unitsphere.build import build
+    from unitsphere.compression.step import check_chain
+
+    if bool(config.compression) == bool(config.ladder):
+        raise UsageError("give one of compression=… (steps, in order) and ladder=… (many such chains)")
+    if config.ladder:
+        nodes = {rung: compose(rung, overrides) for rung, overrides in config.ladder.items()}
+        if bad := [rung for rung in nodes if "/" in rung or rung == "original"]:
+            raise UsageError(f"ladder: {bad[0]!r} is no name for a rung: it is a folder's name, and not `original`")
+    else:
+        names = list(config.compression)
+        starts = [names[: n + 1] for n in range(len(names))]
+        nodes = {"+".join(start): {name: config.compression[name] for name in start} for start in starts}
+    built = {rung: {name: build(node) for name, node in chain.items()} for rung, chain in nodes.items()}
+    for chain in built.values():
+        check_chain(chain)
+    return built
+
+
+def compose(rung: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The nodes of a rung's steps, from what would be typed.
+
+    Raises:
+        UsageError: It names the rung.
+    """
+    import hydra
+    from hydra.errors import HydraException
+
+    try:
+        composed = hydra.compose("compress", ["model=none", *overrides])
+    except HydraException as error:
+        raise UsageError(f"ladder: {rung}: {' '.join(str(error).split())}") from error
+    if not composed.compression:
+        raise UsageError(f"ladder: {rung}: {list(overrides)} names no compression=…")
+    return {str(name): hydra_app.resolved(node) for name, node in composed.compression.items()}
+
+
+def shared(typed: Sequence[str], of_run: Run | None) -> list[str]:
+    """Overrides that say what data a recovery trains on: those typed here, else those of the run."""
+    here = [o for o in typed if o.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] in SHARED]
+    if any(o.startswith("data=") for o in here) or of_run is None:
+        return here
+    saved: Any = OmegaConf.to_container(OmegaConf.load(of_run.folder / "overrides.yaml"))
+    keys = ("data", "preparation", "sampler")
+    theirs = [o for o in saved if o.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] in keys]
+    return [*theirs, *here]
+
+
+class Work:
+    """What every rung needs: the data, the evaluators, the model to begin with.
+
+    Args:
+        config: Resolved.
+        data: Overrides with which a recovery finds its data.
+    """
+
+    def __init__(self, config: DictConfig, data: Sequence[str]):
+        import torch
+
+        from unitsphere.build import build
+        from unitsphere.evaluation.score import scores_nothing
+        from unitsphere.training.run import build_evaluators
+
+        torch.set_num_threads(config.threads)
+        self.config, self.overrides = config, data
+        self.data = build(config.data) if config.data is not None else None
+        splits = self.data.splits if self.data is not None else None
+        self.test = build_evaluators(config.eval, "test", splits.test if splits else None)
+        if scores_nothing(self.test):
+            raise UsageError("eval is empty: choose what to score each rung on, e.g. eval=retrieval or eval=sts")
+        self.dev = lambda: build_evaluators(config.eval, "dev", splits.dev if splits else None)
+        self.pairs = pairs(splits.train, config.sample, config.seed) if splits else []
+        self.max_length = config.max_length or (self.data.max_length if self.data is not None else None)
+
+    def climb(self, run: Run, rungs: Mapping[str, Mapping[str, "Step"]]) -> None:
+        """Make, save and score the original and every rung, then measure all of them."""
+        from unitsphere import artefact
+        from unitsphere.report.ladder import BASELINE, Rung, noted
+        from unitsphere.report.table import show
+
+        models = run.folder / "models"
+        models.mkdir()
+        found: dict[str, Rung] = {}
+        for name, steps in {BASELINE: {}, **rungs}.items():
+            place = models / name
+            artefact.save(self.carried_out(run, name, steps), place)
+            model = artefact.load(place)  # what a user gets, and nothing that only this process has
+            result = self.scored(model)
+            if not found:
+                run.note(primaries=primaries(result), protocol=result.protocol)
+            run.add_metrics({f"{name}/{k}": v for k, v in result.metrics.items()})
+            run.add_items(name, result.items)
+            size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and f.suffix in WEIGHTS)
+            found[name] = Rung(name, " ".join(steps) or "-", size, vector_bytes(model))
+            run.note(rungs=noted(found))
+            show(f"{name}: {result.primary} {100 * result.metrics[result.primary]:.2f}, {size / 1e6:.1f} MB")
+        if self.config.measure:
+            run.note(rungs=noted(self.measured(models, found)))
+
+    def carried_out(self, run: Run, rung: str, steps: Mapping[str, "Step"]) -> "Model":
+        """The original after these steps, each in a folder of its own."""
+        from unitsphere import artefact
+        from unitsphere.compression.step import Context
+
+        model = artefact.load(self.config.model)
+        for name, step in steps.items():
+            folder = run.folder / "runs" / rung / name
+            folder.mkdir(parents=True)
+            context = Context(self.pairs, self.max_length, folder, self.config.seed, self.dev_score)
+            model = step.apply(model, context)
+            if step.recovery:
+                model = self.recovered(model, step, context)
+        return model
+
+    def recovered(self, model: "Model", step: "Step", context: "Context") -> "Model":
+        """The model after the training that a step asks for: a run of its own, from the step's result."""
+        from unitsphere import artefact
+
+        start = context.folder / "start"
+        artefact.save(model, start)
+        original = str(paths.model(self.config.model) or self.config.model)
+        own = [o.replace("{original}", original) for o in step.recovery]
+        fixed = [f"init={start}", f"seed={self.config.seed}", f"trainer.threads={self.config.threads}"]
+        typed = [*self.overrides, *own, *fixed, f"outputs={context.folder}", "name=recovery"]
+        kept = {o.partition("=")[0].lstrip("+~"): o for o in typed}  # what comes later wins
+        ended = subprocess.run([sys.executable, "-m", "unitsphere.cli", "train", *kept.values()], env=os.environ)
+        if ended.returncode:
+            raise UsageError(f"the recovery in {context.folder} failed; what it said stands above")
+        trained = max((context.folder / "recovery").iterdir())
+        shutil.rmtree(start)
+        return artefact.load(trained)
+
+    def dev_score(self, model: "Model") -> float:
+        """The primary metric on dev."""
+        from unitsphere.evaluation.score import score
+
+        result = score(self.dev(), model.embed)
+        return result.metrics[result.primary]
+
+    def scored(self, model: "Model") -> "Result":
+        """On test."""
+        from unitsphere.evaluation.score import score
+
+        return score(self.test, model.embed)
+
+    def measured(self, models: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+        """The rungs with speed and memory."""
+        from unitsphere import artefact
+        from unitsphere.bench import memory, speed
+        from unitsphere.report.ladder import BASELINE
+        from unitsphere.report.table import show
+
+        texts = list(dict.fromkeys(t for pair in self.pairs for t in pair))[: self.config.texts]
+        if not texts:
+            raise UsageError("speed is measured on training texts: name some with data=…, or add measure=false")
+        loaders: dict[str, Callable[[], Model]] = {name: partial(artefact.load, models / name) for name in found}
+        options = {"size": self.config.batch, "rounds": self.config.rounds, "max_length": self.max_length}
+        speeds = speed.compare(loaders, BASELINE, texts, tell=show, **options)
+        peak = {name: memory.peak(models / name, texts, self.config.batch, self.max_length) for name in found}
+        return {
+            name: replace(
+                rung,
+                memory=peak[name],
+                throughput=speeds[name].throughput,
+                speedup=speeds[name].times,
+                speedup_one=speeds[name].times_one,
+                latency_p50=speeds[name].p50,
+                latency_p99=speeds[name].p99,
+            )
+            for name, rung in found.items()
+        }
+
+
+WEIGHTS = {".safetensors", ".onnx", ".data", ".npz", ".npy", ".faiss"}
+
+
+def vector_bytes(model: "Model") -> float:
+    """Bytes of one stored vector."""
+    return float(getattr(model, "vector_bytes", 4 * model.dim))
+
+
+def primaries(result: "Result") -> list[str]:
+    """The primary metric, then the first of every other task."""
+    first = {result.primary.partition("/")[0]: result.primary}
+    for metric in result.metrics:
+        first.setdefault(metric.partition("/")[0], metric)
+    return list(first.values())
+
+
+def pairs(rows: Any, count: int, seed: int) -> list[tuple[str, str]]:
+    """`count` training rows as (query, document); of data without pairs, every text twice."""
+    import numpy as np
+
+    chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+    others = rows.anchor if rows.positive is None else rows.positive
+    return [(rows.anchor[i], others[i]) for i in chosen]

@@ -1,0 +1,215 @@
+"""What compression costs and brings: one table of rungs, a picture, and the smallest rung that meets a target."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from unitsphere.errors import UsageError
+from unitsphere.report import render, significance
+from unitsphere.report.html import document, panels, paragraph, svg, table
+from unitsphere.report.pictures import BLUE, GREY
+from unitsphere.report.records import Record
+from unitsphere.report.records import read as record_of
+from unitsphere.report.table import shown
+from unitsphere.runs import Run, write
+
+BASELINE = "original"
+UNITS = {
+    "quality": ("%", "share of the original's first metric"),
+    "size": ("MB", "of the model on disk"),
+    "vector": ("bytes", "a stored vector"),
+    "memory": ("MB", "at most, loading and embedding"),
+    "throughput": ("/s", "texts, in batches"),
+    "speedup": ("x", "throughput over the original's"),
+    "latency_p50": ("ms", "of one text"),
+    "latency_p99": ("ms", "of one text"),
+}
+WIDE = ("95% interval", "vector bytes", "memory MiB", "texts/s", "p50 ms")  # not on the screen
+CONDITION = re.compile(r"(\w+)(>=|<=)([0-9.]+)(\S*)")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way of making the model smaller, measured.
+
+    Attributes:
+        name: How it is called.
+        steps: Its compression=[…], and what else was given.
+        size: Bytes of the model on disk.
+        vector: Bytes of a stored vector.
+        memory: MiB that loading and embedding take at most; None where it was not measured.
+        throughput, latency_p50, latency_p99, speedup, speedup_one: See `bench.speed.Speed`; None likewise.
+    """
+
+    name: str
+    steps: str
+    size: int
+    vector: float
+    memory: float | None = None
+    throughput: float | None = None
+    speedup: float | None = None
+    speedup_one: float | None = None
+    latency_p50: float | None = None
+    latency_p99: float | None = None
+
+
+def lines(run: Run) -> pd.DataFrame:
+    """One row a rung out of a run's folder: its measured costs, each metric, and the share of the original's that is
+    kept, with the 95% interval that resampled queries or pairs give to the difference."""
+    record = record_of(run.folder)
+    primary = primaries(record)
+    rows = []
+    for rung in run.info["rungs"]:
+        row: dict[str, Any] = dict(rung)
+        for metric in primary:
+            before, after = (record.metrics.get(f"{stage}/{metric}") for stage in (BASELINE, rung["name"]))
+            row[metric] = after
+            if before is None or after is None or rung["name"] == BASELINE:
+                continue
+            d = significance.difference([record], [record], f"{BASELINE}/{metric}", f"{rung['name']}/{metric}")
+            row[f"{metric} kept"] = after / before
+            if d.low is not None and d.high is not None:
+                row[f"{metric} low"], row[f"{metric} high"] = 1 + d.low / before, 1 + d.high / before
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def primaries(record: Record) -> list[str]:
+    """The first metric of each task, in the order of the evaluators."""
+    return list(record.info["primaries"])
+
+
+def cells(found: pd.DataFrame, primary: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows as a person reads them."""
+    headings = ["rung"]
+    for metric in primary:
+        headings += [metric, "kept %", "95% interval"]
+    headings += ["size MB", "vector bytes", "memory MiB", "texts/s", "x", "x, one by one", "p50 ms", "p99 ms"]
+    rows = []
+    for row in found.to_dict("records"):
+        line = [row["name"]]
+        for metric in primary:
+            kept, low, high = (row.get(f"{metric} {part}") for part in ("kept", "low", "high"))
+            line += [shown(metric, _there(row.get(metric))), _text(kept, "{:.1f}", 100)]
+            line.append("-" if _there(low) is None else f"{_text(low, '{:.1f}', 100)} to {_text(high, '{:.1f}', 100)}")
+        line += [_text(row["size"], "{:.1f}", 1e-6), _text(row["vector"], "{:,.0f}")]
+        line += [_text(row["memory"], "{:.0f}"), _text(row["throughput"], "{:,.0f}")]
+        line += [_text(row[key], "{:.2f}") for key in ("speedup", "speedup_one", "latency_p50", "latency_p99")]
+        rows.append(line)
+    return headings, rows
+
+
+def _there(value: Any) -> Any:
+    return None if value is None or pd.isna(value) else value
+
+
+def _text(value: Any, pattern: str, factor: float = 1) -> str:
+    return "-" if _there(value) is None else pattern.format(factor * value)
+
+
+def terminal(run: Run) -> Table:
+    """For the screen: what fits on it."""
+    headings, rows = cells(lines(run), primaries(record_of(run.folder)))
+    narrow = [n for n, heading in enumerate(headings) if heading not in WIDE]
+    narrowed = Table(title="metrics x 100; the rest is in ladder.md", title_justify="left")
+    for number in narrow:
+        narrowed.add_column(headings[number], justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in rows:
+        narrowed.add_row(*(row[number] for number in narrow))
+    return narrowed
+
+
+def save(run: Run, notes: Sequence[str] = ()) -> None:
+    """Write ladder.md, .tex, .csv, .html and pictures/ladder.png in the run's folder."""
+    found, primary = lines(run), primaries(record_of(run.folder))
+    headings, rows = cells(found, primary)
+    write(run.folder / "ladder.csv", found.to_csv(index=False))
+    text = [*(f"- {note}" for note in notes), "", *render.lines(headings, 1, rows)]
+    write(run.folder / "ladder.md", "\n".join(text).lstrip("\n") + "\n")
+    of_latex = pd.DataFrame(rows, columns=headings).to_latex(index=False, escape=True)
+    write(run.folder / "ladder.tex", of_latex)
+    figure = picture(found, primary[0])
+    folder = run.folder / "pictures"
+    folder.mkdir(exist_ok=True)
+    part = folder / "ladder.writing"
+    figure.savefig(part, format="png", dpi=160)
+    part.replace(folder / "ladder.png")
+    of_page = [[(cell, "row" if number == 0 else "") for number, cell in enumerate(row)] for row in rows]
+    page = [*map(paragraph, notes), svg(figure), table([(heading, "") for heading in headings], of_page)]
+    write(run.folder / "ladder.html", document(f"Compression of {Path(run.info['model']).name}", page))
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which (cost, gain) no other beats in both: the Pareto front, by rising cost."""
+    order = sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1]))
+    best, kept = float("-inf"), []
+    for i in order:
+        if points[i][1] > best:
+            best = points[i][1]
+            kept.append(i)
+    return kept
+
+
+def picture(found: pd.DataFrame, metric: str) -> Figure:
+    """Quality against bytes on disk, time for a text, and bytes a vector, each with its Pareto front."""
+    costs = {
+        "model, MB": found["size"] / 1e6,
+        "ms a text, in batches": 1000 / found["throughput"].astype(float),
+        "bytes a vector": found["vector"],
+    }
+    figure, grid = panels(1, len(costs), (15, 5.5), sharey=True)
+    for axes, (label, cost) in zip(grid.flat, costs.items(), strict=True):
+        part = pd.DataFrame({"name": found["name"], "x": cost, "y": 100 * found[metric]}).dropna()
+        best = part.iloc[front(list(zip(part["x"], part["y"], strict=True)))]
+        axes.scatter(part["x"], part["y"], s=22, color=GREY)
+        axes.plot(best["x"], best["y"], drawstyle="steps-post", color=BLUE, lw=1)
+        axes.scatter(best["x"], best["y"], s=30, color=BLUE, zorder=3)
+        for row in best.itertuples():
+            axes.annotate(row.name, (row.x, row.y), xytext=(4, -9), textcoords="offset points", fontsize=7)
+        axes.set(xscale="log", xlabel=label)
+        axes.grid(alpha=0.3)
+    grid.flat[0].set_ylabel(f"{metric}, x 100")
+    return figure
+
+
+def conditions(target: str) -> list[tuple[str, str, float]]:
+    """`quality>=98% latency_p99<=10ms` as (what, >= or <=, value).
+
+    Raises:
+        UsageError: It names the part that cannot be read, and what could.
+    """
+    found = []
+    for part in target.split():
+        match = CONDITION.fullmatch(part)
+        unit = UNITS.get(match[1], ("", ""))[0] if match else ""
+        if match is None or match[1] not in UNITS or match[4] not in (unit, ""):
+            known = ", ".join(f"{name} ({unit}, {what})" for name, (unit, what) in UNITS.items())
+            raise UsageError(f"target: {part!r} cannot be read. NAME>=NUMBER or NAME<=NUMBER would fit, of {known}.")
+        found.append((match[1], match[2], float(match[3])))
+    return found
+
+
+def smallest(found: pd.DataFrame, primary: str, target: str) -> str | None:
+    """The name of the rung with the fewest bytes on disk, then a vector, that meets every condition; None if none."""
+    of = {
+        "quality": 100 * found.get(f"{primary} kept", pd.Series(index=found.index, dtype=float)).fillna(1.0),
+        "size": found["size"] / 1e6,
+        **{key: found[key] for key in ("vector", "memory", "throughput", "speedup", "latency_p50", "latency_p99")},
+    }
+    fits = pd.Series(True, index=found.index)
+    for name, sign, value in conditions(target):
+        fits &= of[name] >= value if sign == ">=" else of[name] <= value
+    chosen = found[fits].sort_values(["size", "vector"], kind="stable")
+    return None if chosen.empty else str(chosen["name"].iloc[0])
+
+
+def noted(rungs: Mapping[str, Rung]) -> list[dict[str, Any]]:
+    """What run.json keeps."""
+    return [json.loads(json.dumps(asdict(rung))) for rung in rungs.values()]

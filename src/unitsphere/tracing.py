@@ -1,0 +1,126 @@
+"""An embedder as one ONNX graph: encoder, pooling, projection and normalisation, of any batch and length.
+
+Code: torch.onnx.export, https://docs.pytorch.org/docs/stable/onnx.html. Attention is one operator from opset 23 on.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from unitsphere.embedder import Embedder
+from unitsphere.errors import UsageError
+from unitsphere.graph import INPUTS, OUTPUT, Card, GraphModel
+from unitsphere.model import Model
+from unitsphere.types import Text, Tokens
+
+OPSET = 23
+LARGEST = 2**31 - 2**20  # bytes of a graph in one file: protobuf allows 2 GB
+
+
+class Finished(nn.Module):
+    """Tokens to vectors, with the inputs of a graph."""
+
+    def __init__(self, embedder: Embedder):
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt: Tensor | None = None) -> Tensor:
+        if prompt is None:
+            prompt = attention_mask.new_zeros(input_ids.shape[0])
+        return self.embedder(Tokens(input_ids, attention_mask, prompt))
+
+
+def example(embedder: Embedder) -> Tokens:
+    """Tokens of two texts of unequal length."""
+    texts = ["two texts", "of which one is longer than the other"]
+    return embedder.encoder.pad([Text(ids) for ids in embedder.encoder.tokenize(texts)])
+
+
+def arguments(embedder: Embedder) -> tuple[tuple[Tensor, ...], list[dict[int, Any]]]:
+    """What `Finished` is exported with, and what of it is of any size."""
+    tokens = example(embedder)
+    inputs = (tokens.ids, tokens.mask) if embedder.pool_prompt else (tokens.ids, tokens.mask, tokens.prompt)
+    batch, length = Dim("batch", min=1, max=65536), Dim("length", min=1, max=embedder.encoder.max_length)
+    return inputs, [{0: batch, 1: length} if x.dim() == 2 else {0: batch} for x in inputs]
+
+
+def traced(embedder: Embedder, export: Callable[..., Any], module: type[nn.Module] = Finished, **options: Any) -> Any:
+    """What one of torch's exporters makes of a module that is built with the embedder.
+
+    Args:
+        embedder: On the CPU, in float32.
+        export: torch.export.export or torch.onnx.export.
+        module: Takes the graph's inputs.
+        options: For the exporter.
+
+    Raises:
+        UsageError: The model reads in windows, which one graph cannot put together; or torch cannot export it.
+    """
+    if embedder.windows is not None:
+        raise UsageError("a model with windows reads a text in several passes, which is no single graph")
+    inputs, sizes = arguments(embedder)
+    shapes = dict(zip(INPUTS, sizes, strict=False))
+    try:
+        with _silence():
+            return export(module(embedder).eval(), inputs, dynamic_shapes=shapes, **options)
+    except Exception as error:  # whatever torch's exporter raises
+        kind = type(embedder.encoder.model).__name__
+        raise UsageError(f"torch cannot export {kind}: {str(error).strip().splitlines()[0]}") from error
+
+
+def to_onnx(embedder: Embedder, file: Path, module: type[nn.Module] = Finished, output: str = OUTPUT) -> None:
+    """Write the graph of a module with one output.
+
+    Raises:
+        UsageError: See `traced`.
+    """
+    names = list(INPUTS[: len(arguments(embedder)[0])])
+    options = {"dynamo": True, "opset_version": OPSET, "input_names": names, "output_names": [output], "verbose": False}
+    save(traced(embedder, torch.onnx.export, module, **options).model_proto, file)
+
+
+def save(graph: onnx.ModelProto, file: Path) -> None:
+    """Write a graph, its weights in a file of their own where one file cannot hold them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    large = graph.ByteSize() > LARGEST
+    onnx.save(graph, str(file), save_as_external_data=large, location=f"{file.name}.data")
+
+
+def as_graph(model: Model, folder: Path) -> GraphModel:
+    """The model as a graph in `folder`, or itself where it is one.
+
+    Raises:
+        UsageError: See `to_onnx`; or it is neither.
+    """
+    if isinstance(model, GraphModel):
+        return model
+    if not isinstance(model, Embedder):
+        raise UsageError(f"a {type(model).__name__} has no torch weights of which a graph could be made")
+    model = model.cpu().float().eval()
+    file = folder / "float.onnx"
+    to_onnx(model, file)
+    model.encoder.model.config.save_pretrained(folder)
+    limit = model.encoder.max_length
+    card = Card(model.dim, model.normalize, model.prompts, limit, {**model.protocol(), "precision": "float32 (onnx)"})
+    return GraphModel(file, model.encoder.tokenizer, card, folder)
+
+
+@contextlib.contextmanager
+def _silence() -> Any:
+    """torch's exporter tells of every step."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+    logger.setLevel(level)

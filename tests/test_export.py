@@ -1,0 +1,155 @@
+"""What is exported computes what the model computes, or is not left there."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from unitsphere import artefact
+from unitsphere.compression.int8 import Int8Dynamic
+from unitsphere.encoders.tiny import tiny
+from unitsphere.errors import UsageError
+from unitsphere.export.onnx import ToOnnx, ToQuantizedOnnx
+from unitsphere.export.sentence_transformers import ToSentenceTransformers
+from unitsphere.export.tensorrt import ToTensorRT
+from unitsphere.export.torch_export import ToTorchExport
+from unitsphere.export.triton import ToTriton
+from unitsphere.export.verify import COUNT, near, same, texts
+
+TEXTS = ["", "short", "naïve 中文 🙂", "rather longer " * 12]
+
+
+def model(pooling: str = "mean.MeanPooling", seed: int = 0, **embedder):
+    node = {"_target_": "unitsphere.embedder.Embedder", "prompts": {"query": "find: "}} | embedder
+    encoder = tiny(max_length=32, seed=seed)
+    return artefact.assemble(encoder, {"_target_": f"unitsphere.pooling.{pooling}"}, node).eval()
+
+
+POOLINGS = (
+    "mean.MeanPooling",
+    "cls.CLSPooling",
+    "cls.CLSMLPPooling",
+    "max.MaxPooling",
+    "max.MeanMaxPooling",
+    "mean.WeightedMeanPooling",
+    "last_token.LastTokenPooling",
+    "attention.AttentionPooling",
+    "mean.FirstLastMeanPooling",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("options", [{}, {"pool_prompt": False, "projection_dim": 8, "normalize": False}])
+def test_every_pooling_is_inside_the_graph(pooling, options, tmp_path):
+    embedder = model(pooling, **options)
+    said = ToOnnx()(embedder, tmp_path)
+    assert "e-0" in said
+    graph = artefact.load(tmp_path)
+    for role in (None, "query"):
+        assert np.abs(graph.encode(TEXTS, role=role) - embedder.encode(TEXTS, role=role)).max() < 1e-5
+
+
+def test_a_graph_that_differs_is_refused():
+    with pytest.raises(UsageError, match=r"the export differs from the model by .*, over 0.0001: nothing is written"):
+        same(model(), model(seed=1), 1e-4)
+    with pytest.raises(UsageError, match="below 0.99"):
+        near(model(), model(seed=1), 0.99)
+    assert same(model(), model(), 1e-4) == 0
+
+
+def test_it_is_checked_on_texts_of_all_lengths():
+    reader = model().encoder
+    lengths = [len(ids) for ids in reader.tokenize(texts(reader))]
+    assert len(texts(reader)) == COUNT and texts(reader) == texts(reader)
+    assert min(lengths) == 2 and max(lengths) == reader.max_length
+    assert len(set(lengths)) > reader.max_length / 2
+
+
+def test_int8(tmp_path):
+    embedder = model()
+    assert "mean cosine" in ToQuantizedOnnx(Int8Dynamic())(embedder, tmp_path)
+    graph = artefact.load(tmp_path)
+    assert (graph.encode(TEXTS) * embedder.encode(TEXTS)).sum(axis=1).min() > 0.95
+
+
+def test_sentence_transformers_loads_the_folder_and_its_graph(tmp_path):
+    pytest.importorskip("sentence_transformers")
+    embedder = model()
+    assert "in sentence-transformers" in ToSentenceTransformers()(embedder, tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "model.onnx"))
+    assert [o.name for o in session.get_outputs()] == ["last_hidden_state"]
+    tokens = embedder.encoder.tokenizer(TEXTS, padding=True, truncation=True, max_length=32, return_tensors="np")
+    (states,) = session.run(None, {name: tokens[name] for name in ("input_ids", "attention_mask")})
+    mask = tokens["attention_mask"][..., None]
+    pooled = (states * mask).sum(axis=1) / mask.sum(axis=1)
+    pooled /= np.linalg.norm(pooled, axis=1, keepdims=True)
+    assert np.abs(pooled - embedder.encode(TEXTS)).max() < 1e-5
+    for file in ("config.json", "tokenizer.json", "model.safetensors", "modules.json", "1_Pooling/config.json"):
+        assert (tmp_path / file).exists()  # what Text Embeddings Inference reads
+    assert json.loads((tmp_path / "sentence_bert_config.json").read_text())["max_seq_length"] == 32
+
+
+def test_what_sentence_transformers_has_not_is_said(tmp_path):
+    with pytest.raises(UsageError, match="AttentionPooling"):
+        ToSentenceTransformers()(model("attention.AttentionPooling"), tmp_path)
+
+
+def test_torch_export(tmp_path):
+    embedder = model(pool_prompt=False)
+    ToTorchExport()(embedder, tmp_path)
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    tokens = embedder.encoder.tokenizer(TEXTS, padding=True, truncation=True, max_length=32, return_tensors="pt")
+    out = program(tokens["input_ids"], tokens["attention_mask"], torch.zeros(len(TEXTS), dtype=torch.long))
+    assert np.abs(out.detach().numpy() - embedder.encode(TEXTS)).max() < 1e-5
+
+
+def test_tensorrt_says_what_it_needs(tmp_path):
+    with pytest.raises(UsageError, match="needs TensorRT here.*CPUExecutionProvider"):
+        ToTensorRT()(model(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_triton(tmp_path):
+    embedder = model()
+    ToTriton(name="mine", batch=16)(embedder, tmp_path)
+    text = (tmp_path / "mine" / "config.pbtxt").read_text()
+    assert "preferred_batch_size: [ 4, 8, 16 ]" in text and "dims: [ 32 ]" in text
+    session = onnxruntime.InferenceSession(str(tmp_path / "mine" / "1" / "model.onnx"))
+    ids = embedder.encoder.tokenize(["short"])[0][None].astype(np.int64)
+    (vector,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert np.abs(vector - embedder.encode(["short"])).max() < 1e-5
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="the schema comes with tritonclient")
+    from google.protobuf import text_format
+
+    config = text_format.Parse(text, schema.ModelConfig())
+    assert (config.name, config.backend, config.max_batch_size) == ("mine", "onnxruntime", 16)
+    assert [(i.name, list(i.dims)) for i in config.input] == [("input_ids", [-1]), ("attention_mask", [-1])]
+    assert [(o.name, list(o.dims)) for o in config.output] == [("sentence_embedding", [32])]
+    assert list(config.dynamic_batching.preferred_batch_size) == [4, 8, 16]
+
+
+def command(*arguments: str, cwd) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "unitsphere.cli", "export", *arguments]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_command_leaves_a_whole_folder_or_none(tmp_path):
+    artefact.save(model(), tmp_path / "mine")
+    done = command("model=mine", "to=onnx", cwd=tmp_path)
+    assert done.returncode == 0 and "outputs/exports/mine/onnx" in done.stdout
+    assert (
+        np.abs(artefact.load(tmp_path / "outputs/exports/mine/onnx").encode(TEXTS) - model().encode(TEXTS)).max() < 1e-5
+    )
+    again = command("model=mine", "to=onnx", cwd=tmp_path)
+    assert again.returncode == 2 and "something already" in again.stderr
+    exact = command("model=mine", "to=onnx", "to.tolerance=0", "out=exact", cwd=tmp_path)
+    assert exact.returncode == 2 and "nothing is written" in exact.stderr
+    assert not (tmp_path / "exact").exists() and not (tmp_path / "exact.writing").exists()
+    wrong = command("model=mine", "to=onxn", cwd=tmp_path)
+    assert wrong.returncode == 2 and "Did you mean 'onnx'" in wrong.stderr
