@@ -382,6 +382,7 @@ def test_a_mixture_keeps_tasks_instructions_and_the_first_ones_queries(tmp_path)
     data = Mixture(sources, PAIR, instructions={"two": {"anchor": "query: "}})
     rows = data.splits.train
     assert data.splits.dev == sources["one"].splits.dev
+    assert Mixture(sources, PAIR, eval_max_length=7).splits.dev.max_length == 7
     for i in range(len(rows)):
         assert rows.anchor[i].startswith(rows.task[i])
         assert rows.anchor_instruction[i] == ("query: " if rows.task[i] == "two" else None)

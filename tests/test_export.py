@@ -57,7 +57,7 @@ def test_every_pooling_is_inside_the_graph(pooling, options, tmp_path):
 def test_a_graph_that_differs_is_refused():
     with pytest.raises(UsageError, match=r"the export differs from the model by .*, over 0.0001: nothing is written"):
         same(model(), model(seed=1), 1e-4)
-    with pytest.raises(UsageError, match="below 0.99"):
+    with pytest.raises(UsageError, match=r"below 0\.99"):
         near(model(), model(seed=1), 0.99)
     assert same(model(), model(), 1e-4) == 0
 
@@ -109,7 +109,7 @@ def test_torch_export(tmp_path):
 
 
 def test_tensorrt_says_what_it_needs(tmp_path):
-    with pytest.raises(UsageError, match="needs TensorRT here.*CPUExecutionProvider"):
+    with pytest.raises(UsageError, match=r"needs TensorRT here.*CPUExecutionProvider"):
         ToTensorRT()(model(), tmp_path)
     assert not list(tmp_path.iterdir())
 

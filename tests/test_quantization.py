@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from omegaconf import OmegaConf
+from onnx import TensorProto, helper, numpy_helper
 from scipy import stats
 
 from unitsphere import artefact, paths

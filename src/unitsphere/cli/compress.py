@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +24,30 @@ if TYPE_CHECKING:
     from unitsphere.types import Result
 
 
+RECOVERY = "recovery."  # an override that begins so goes to the runs that steps ask for, without it
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The steps of a rung, in order, and what was added to the overrides of their training."""
+
+    steps: Mapping[str, "Step"]
+    recovery: Sequence[str] = ()
+
+
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
-    hydra_app.run("compress", job, arguments)
+    own, others = divided(arguments)
+    hydra_app.run("compress", partial(job, recovery=own), others)
 
 
-def job(config: DictConfig) -> None:
+def divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those for recovery, without the prefix, and the others."""
+    own = [o for o in overrides if o.lstrip("+~").startswith(RECOVERY)]
+    return [o.replace(RECOVERY, "", 1) for o in own], [o for o in overrides if o not in own]
+
+
+def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
     """Make every rung, score it, measure them all, print and save."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -44,17 +62,17 @@ def job(config: DictConfig) -> None:
         config.threads = cpu_threads()
     if config.target is not None:
         ladder.conditions(config.target)  # before hours of work
-    rungs = chains(config, typed)
+    rungs = chains(config, recovery)
     hydra_app.make_absolute(config)
     if Path(config.model).expanduser().exists():
         config.model = str(Path(config.model).expanduser().resolve())
     of_run = Run.open(config.model) if (Path(config.model) / "run.json").exists() else None
-    if config.data is None and of_run is not None:
+    if config.get("data") is None and of_run is not None:
         config.data = of_run.config.data
     work = Work(config, shared(typed, of_run))
     run = Run.create(Path(config.outputs) / "compressed" / Path(config.model).name, stamped("compress"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
-    write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(typed)))
+    write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*typed, *map(prefixed, recovery)])))
     run.note(**provenance(), status="running", model=config.model, threads=config.threads, choices={})
     with run.lock():
         try:
@@ -83,8 +101,14 @@ def report(run: Run, target: str | None) -> None:
         show(line)
 
 
-def chains(config: DictConfig, typed: Sequence[str]) -> dict[str, dict[str, "Step"]]:
-    """Rung -> its steps: those of the ladder, or compression=[a,b] as the rungs a and a+b.
+def prefixed(override: str) -> str:
+    """As it was typed."""
+    bare = override.lstrip("+~")
+    return override[: len(override) - len(bare)] + RECOVERY + bare
+
+
+def chains(config: DictConfig, recovery: Sequence[str]) -> dict[str, Chain]:
+    """Rung -> its chain: those of the ladder, or compression=[a,b] as the rungs a and a+b.
 
     Raises:
         UsageError: Neither or both are given, or steps that cannot follow each other.
@@ -92,24 +116,23 @@ def chains(config: DictConfig, typed: Sequence[str]) -> dict[str, dict[str, "Ste
     from unitsphere.build import build
     from unitsphere.compression.step import check_chain
 
-    if bool(config.compression) == bool(config.ladder):
+    if bool(config.compression) == bool(config.get("ladder")):
         raise UsageError("give one of compression=… (steps, in order) and ladder=… (many such chains)")
-    if config.ladder:
-        nodes = {rung: compose(rung, overrides) for rung, overrides in config.ladder.items()}
-        if bad := [rung for rung in nodes if "/" in rung or rung == "original"]:
+    if config.get("ladder"):
+        found = {rung: compose(rung, overrides, recovery) for rung, overrides in config.ladder.items()}
+        if bad := [rung for rung in found if "/" in rung or rung == "original"]:
             raise UsageError(f"ladder: {bad[0]!r} is no name for a rung: it is a folder's name, and not `original`")
     else:
-        names = list(config.compression)
-        starts = [names[: n + 1] for n in range(len(names))]
-        nodes = {"+".join(start): {name: config.compression[name] for name in start} for start in starts}
-    built = {rung: {name: build(node) for name, node in chain.items()} for rung, chain in nodes.items()}
-    for chain in built.values():
-        check_chain(chain)
-    return built
+        steps = [(name, build(node)) for name, node in config.compression.items()]
+        starts = [dict(steps[: n + 1]) for n in range(len(steps))]
+        found = {"+".join(start): Chain(start, recovery) for start in starts}
+    for chain in found.values():
+        check_chain(chain.steps)
+    return found
 
 
-def compose(rung: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The nodes of a rung's steps, from what would be typed.
+def compose(rung: str, overrides: Sequence[str], recovery: Sequence[str]) -> Chain:
+    """The chain of a rung, from what would be typed.
 
     Raises:
         UsageError: It names the rung.
@@ -117,13 +140,17 @@ def compose(rung: str, overrides: Sequence[str]) -> dict[str, Any]:
     import hydra
     from hydra.errors import HydraException
 
+    from unitsphere.build import build
+
+    own, others = divided(overrides)
     try:
-        composed = hydra.compose("compress", ["model=none", *overrides])
+        composed = hydra.compose("compress", ["model=none", *others])
     except HydraException as error:
         raise UsageError(f"ladder: {rung}: {' '.join(str(error).split())}") from error
     if not composed.compression:
         raise UsageError(f"ladder: {rung}: {list(overrides)} names no compression=…")
-    return {str(name): hydra_app.resolved(node) for name, node in composed.compression.items()}
+    steps = {str(name): build(hydra_app.resolved(node)) for name, node in composed.compression.items()}
+    return Chain(steps, [*recovery, *own])
 
 
 def shared(typed: Sequence[str], of_run: Run | None) -> list[str]:
@@ -154,7 +181,7 @@ class Work:
 
         torch.set_num_threads(config.threads)
         self.config, self.overrides = config, data
-        self.data = build(config.data) if config.data is not None else None
+        self.data = build(config.data) if config.get("data") is not None else None
         splits = self.data.splits if self.data is not None else None
         self.test = build_evaluators(config.eval, "test", splits.test if splits else None)
         if scores_nothing(self.test):
@@ -163,7 +190,7 @@ class Work:
         self.pairs = pairs(splits.train, config.sample, config.seed) if splits else []
         self.max_length = config.max_length or (self.data.max_length if self.data is not None else None)
 
-    def climb(self, run: Run, rungs: Mapping[str, Mapping[str, "Step"]]) -> None:
+    def climb(self, run: Run, rungs: Mapping[str, Chain]) -> None:
         """Make, save and score the original and every rung, then measure all of them."""
         from unitsphere import artefact
         from unitsphere.report.ladder import BASELINE, Rung, noted
@@ -172,9 +199,9 @@ class Work:
         models = run.folder / "models"
         models.mkdir()
         found: dict[str, Rung] = {}
-        for name, steps in {BASELINE: {}, **rungs}.items():
+        for name, chain in {BASELINE: Chain({}), **rungs}.items():
             place = models / name
-            artefact.save(self.carried_out(run, name, steps), place)
+            artefact.save(self.carried_out(run, name, chain), place)
             model = artefact.load(place)  # what a user gets, and nothing that only this process has
             result = self.scored(model)
             if not found:
@@ -182,35 +209,35 @@ class Work:
             run.add_metrics({f"{name}/{k}": v for k, v in result.metrics.items()})
             run.add_items(name, result.items)
             size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and f.suffix in WEIGHTS)
-            found[name] = Rung(name, " ".join(steps) or "-", size, vector_bytes(model))
+            found[name] = Rung(name, " ".join(chain.steps) or "-", size, vector_bytes(model))
             run.note(rungs=noted(found))
             show(f"{name}: {result.primary} {100 * result.metrics[result.primary]:.2f}, {size / 1e6:.1f} MB")
         if self.config.measure:
             run.note(rungs=noted(self.measured(models, found)))
 
-    def carried_out(self, run: Run, rung: str, steps: Mapping[str, "Step"]) -> "Model":
+    def carried_out(self, run: Run, rung: str, chain: Chain) -> "Model":
         """The original after these steps, each in a folder of its own."""
         from unitsphere import artefact
         from unitsphere.compression.step import Context
 
         model = artefact.load(self.config.model)
-        for name, step in steps.items():
+        for name, step in chain.steps.items():
             folder = run.folder / "runs" / rung / name
             folder.mkdir(parents=True)
             context = Context(self.pairs, self.max_length, folder, self.config.seed, self.dev_score)
             model = step.apply(model, context)
             if step.recovery:
-                model = self.recovered(model, step, context)
+                model = self.recovered(model, [*step.recovery, *chain.recovery], context)
         return model
 
-    def recovered(self, model: "Model", step: "Step", context: "Context") -> "Model":
+    def recovered(self, model: "Model", overrides: Sequence[str], context: "Context") -> "Model":
         """The model after the training that a step asks for: a run of its own, from the step's result."""
         from unitsphere import artefact
 
         start = context.folder / "start"
         artefact.save(model, start)
         original = str(paths.model(self.config.model) or self.config.model)
-        own = [o.replace("{original}", original) for o in step.recovery]
+        own = [o.replace("{original}", original) for o in overrides]
         fixed = [f"init={start}", f"seed={self.config.seed}", f"trainer.threads={self.config.threads}"]
         typed = [*self.overrides, *own, *fixed, f"outputs={context.folder}", "name=recovery"]
         kept = {o.partition("=")[0].lstrip("+~"): o for o in typed}  # what comes later wins

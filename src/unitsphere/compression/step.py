@@ -3,7 +3,7 @@ which overrides of train.yaml, and the verb carries that out as an ordinary run.
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -73,7 +73,7 @@ class Step(ABC):
         """
 
 
-def check_chain(steps: dict[str, Any]) -> None:
+def check_chain(steps: Mapping[str, Any]) -> None:
     """Whether steps may follow each other in this order.
 
     Raises:

@@ -83,4 +83,4 @@ class Mixture(Data):
         for texts, column in ((split.queries, "anchor"), (split.corpus, "positive")):
             if column in given:
                 before |= dict.fromkeys(texts.values(), given[column])
-        return replace(split, instructions=before)
+        return replace(split, instructions=before, max_length=self.eval_max_length or split.max_length)

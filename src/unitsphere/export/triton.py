@@ -72,7 +72,7 @@ class ToTriton:
 
     def config(self, name: str, inputs: list[str], dim: int) -> str:
         """The text of config.pbtxt."""
-        sizes = {name: "-1" for name in INPUTS[:2]} | {INPUTS[2]: "1"}
+        sizes = dict.fromkeys(INPUTS[:2], "-1") | {INPUTS[2]: "1"}
         lines = [INPUT.format(name, sizes[name]) for name in inputs]
         preferred = sorted({max(1, self.batch // 4), max(1, self.batch // 2), self.batch})
         return CONFIG.substitute(

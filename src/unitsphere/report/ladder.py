@@ -164,6 +164,7 @@ def picture(found: pd.DataFrame, metric: str) -> Figure:
         "ms a text, in batches": 1000 / found["throughput"].astype(float),
         "bytes a vector": found["vector"],
     }
+    costs = {label: cost for label, cost in costs.items() if cost.notna().any()}  # speed may not have been measured
     figure, grid = panels(1, len(costs), (15, 5.5), sharey=True)
     for axes, (label, cost) in zip(grid.flat, costs.items(), strict=True):
         part = pd.DataFrame({"name": found["name"], "x": cost, "y": 100 * found[metric]}).dropna()

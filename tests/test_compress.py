@@ -1,0 +1,162 @@
+"""The verb: chains and ladders are carried out, scored as they will be executed, measured, and chosen from."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from unitsphere import artefact
+from unitsphere.bench import memory, speed
+from unitsphere.cli.compress import primaries, shared
+from unitsphere.encoders.tiny import tiny
+from unitsphere.errors import UsageError
+from unitsphere.report import ladder
+from unitsphere.runs import Run
+from unitsphere.types import Result
+
+
+def saved(folder):
+    nodes = {"_target_": "unitsphere.pooling.mean.MeanPooling"}, {"_target_": "unitsphere.embedder.Embedder"}
+    artefact.save(artefact.assemble(tiny(dim=64), *nodes).eval(), folder)
+    return folder
+
+
+def compress(*arguments, cwd):
+    line = [sys.executable, "-m", "unitsphere.cli", "compress", *arguments]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_chain_with_a_recovery_is_carried_out_and_every_step_is_scored(tmp_path, pairs):
+    saved(tmp_path / "mine")
+    data = ["data=pairs", f"data.path={pairs}", "data.batch_size=8"]
+    recovery = ["recovery.trainer.max_steps=2"]
+    small = ["sample=40", "texts=16", "rounds=1", "threads=1", "compression.int8_static.texts=8"]
+    done = compress("model=mine", "compression=[qat,int8_static]", *recovery, *data, *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "compressed" / "mine").iterdir()
+    run = Run.open(folder)
+    assert run.info["status"] == "done"
+    assert [r["name"] for r in run.info["rungs"]] == ["original", "qat", "qat+int8_static"]
+    for name in ("original", "qat", "qat+int8_static"):
+        assert f"{name}/{run.info['primaries'][0]}" in run.metrics
+        assert (folder / "scores" / name).is_dir()
+    steps = Run.open(next((folder / "runs" / "qat" / "qat" / "recovery").iterdir())).info["steps"]
+    assert steps == 2
+    models = [artefact.load(folder / "models" / name) for name in ("original", "qat", "qat+int8_static")]
+    vectors = [model.encode(["red fish", "old house"]) for model in models]
+    assert np.abs(vectors[0] - vectors[1]).max() > 0 and np.abs(vectors[1] - vectors[2]).max() > 0
+    sizes = [r["size"] for r in run.info["rungs"]]
+    assert sizes[2] < 0.8 * sizes[0]
+    for rung in run.info["rungs"]:
+        assert rung["throughput"] > 0 and rung["memory"] > 0 and rung["latency_p99"] >= rung["latency_p50"]
+    for file in ("ladder.md", "ladder.tex", "ladder.csv", "ladder.html", "pictures/ladder.png"):
+        assert (folder / file).stat().st_size > 100
+
+
+@pytest.mark.slow
+def test_bad_usage_is_said_before_anything_is_made(tmp_path, pairs):
+    saved(tmp_path / "mine")
+    data = ["data=pairs", f"data.path={pairs}"]
+    for arguments, what in (
+        (["model=mine"], "give one of compression=…"),
+        (
+            ["model=mine", "compression=[int8_dynamic,qat]", *data],
+            "qat changes the torch weights and cannot come after",
+        ),
+        (["model=mine", "compression=int8", *data], "Did you mean"),
+        (["model=mine", "compression=onnx", "target=quality>98%", *data], "quality>98%"),
+        (["model=nowhere", "compression=onnx", *data], "no such folder"),
+        (["model=mine", "compression=onnx"], "has no test queries"),
+    ):
+        done = compress(*arguments, cwd=tmp_path)
+        assert done.returncode == 2 and what in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_target_is_read_or_refused():
+    assert ladder.conditions("quality>=98% latency_p99<=10ms size<=30MB") == [
+        ("quality", ">=", 98.0),
+        ("latency_p99", "<=", 10.0),
+        ("size", "<=", 30.0),
+    ]
+    for wrong in ("quality", "quality=98", "qualty>=98", "latency_p99<=10s", "size<=MB"):
+        with pytest.raises(UsageError, match="cannot be read"):
+            ladder.conditions(wrong)
+
+
+def rungs() -> pd.DataFrame:
+    rows = [("original", 100e6, None, 20.0), ("half", 50e6, 0.999, 15.0), ("small", 10e6, 0.97, 3.0)]
+    table = pd.DataFrame(rows, columns=["name", "size", "sts/avg kept", "latency_p99"])
+    return table.assign(vector=100.0, memory=1.0, throughput=1.0, speedup=1.0, latency_p50=1.0)
+
+
+@pytest.mark.parametrize(
+    ("target", "chosen"),
+    [
+        ("quality>=98%", "half"),
+        ("quality>=96%", "small"),
+        ("quality>=98% latency_p99<=10ms", None),
+        ("quality>=100", "original"),
+    ],
+)
+def test_the_smallest_that_meets_the_target_is_chosen(target, chosen):
+    assert ladder.smallest(rungs(), "sts/avg", target) == chosen
+
+
+def test_the_front_is_that_of_all_comparisons():
+    points = [tuple(p) for p in np.random.default_rng(0).integers(0, 12, size=(40, 2)).tolist()]
+    beaten = {i for i, (x, y) in enumerate(points) for a, b in points if (a <= x and b > y) or (a < x and b >= y)}
+    front = ladder.front(points)
+    assert {points[i] for i in front} == {points[i] for i in range(40) if i not in beaten}
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+def test_the_share_kept_is_of_the_runs_numbers_with_the_interval_of_the_difference(tmp_path):
+    run = Run.create(tmp_path, "compress")
+    draw = np.random.default_rng(1)
+    before = pd.DataFrame({"query": [str(i) for i in range(200)], "mrr@10": draw.uniform(0.5, 1, 200)})
+    after = before.assign(**{"mrr@10": before["mrr@10"] * 0.9})
+    for stage, items in (("original", before), ("small", after)):
+        run.add_items(stage, {"mine": items})
+        run.add_metrics({f"{stage}/mine/mrr@10": float(items["mrr@10"].mean())})
+    (run.folder / "config.yaml").write_text("model: m\n")
+    found = {name: ladder.Rung(name, "-", 10, 4) for name in ("original", "small")}
+    run.note(status="done", choices={}, primaries=["mine/mrr@10"], rungs=ladder.noted(found), model="m")
+    small = ladder.lines(run).set_index("name").loc["small"]
+    assert small["mine/mrr@10 kept"] == pytest.approx(0.9)
+    assert small["mine/mrr@10 low"] < 0.9 < small["mine/mrr@10 high"]
+    slow = [np.mean((after["mrr@10"] - before["mrr@10"]).to_numpy()[draw.integers(0, 200, 200)]) for _ in range(3000)]
+    low = 1 + np.quantile(slow, 0.025) / before["mrr@10"].mean()
+    assert small["mine/mrr@10 low"] == pytest.approx(low, abs=0.0015)
+    ladder.save(run)
+    assert "| small |" in (run.folder / "ladder.md").read_text()
+
+
+def test_primaries_are_the_first_metric_of_each_task():
+    metrics = {"a/x": 0.1, "a/y": 0.2, "sts/one": 0.3, "sts/avg": 0.4}
+    assert primaries(Result(metrics, "a/y", {}, {})) == ["a/y", "sts/one"]
+
+
+def test_a_recovery_reads_the_data_that_is_typed_or_the_runs(tmp_path):
+    run = Run.create(tmp_path, "run")
+    (run.folder / "overrides.yaml").write_text("[loss=infonce, data=pairs, data.path=a.csv, seed=3, +preparation.x=1]")
+    assert shared(["compression=qat", "data=text", "data.path=b"], run) == ["data=text", "data.path=b"]
+    assert shared(["compression=qat"], run) == ["data=pairs", "data.path=a.csv", "+preparation.x=1"]
+    assert shared(["compression=qat"], None) == []
+
+
+def test_speed_counts_texts_and_memory_is_of_a_process_of_its_own(tmp_path):
+    folder = saved(tmp_path / "mine")
+    load = {"a": lambda: artefact.load(folder), "b": lambda: artefact.load(folder)}
+    texts = [f"text number {i}" for i in range(12)]
+    told: list[str] = []
+    found = speed.compare(load, "a", texts, size=4, rounds=2, alone=3, tell=told.append)
+    assert list(found) == ["a", "b"] and len(told) == 2
+    assert found["a"].times == found["a"].times_one == 1.0
+    assert all(s.throughput > 0 and s.p99 >= s.p50 > 0 for s in found.values())
+    assert 0 < memory.peak(folder, texts, 4, None) < 2000
+    assert json.dumps(found["b"].times)
