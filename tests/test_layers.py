@@ -13,7 +13,7 @@ ALLOWED = {
     "losses": LEAVES,
     "search": LEAVES,
     "formats": LEAVES,
-    "compression": LEAVES | {"model", "embedder", "encoders", "losses", "graph", "tracing"},
+    "compression": LEAVES | {"model", "embedder", "encoders", "losses", "formats", "graph", "tracing"},
     "graph": LEAVES | {"model", "encoders"},
     "tracing": LEAVES | {"model", "encoders", "embedder", "graph"},
     "export": LEAVES | {"model", "embedder", "encoders", "graph", "tracing", "artefact", "compression"},
