@@ -169,11 +169,11 @@ def _head(embedder: Embedder) -> dict[str, Tensor]:
 
 
 def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
-    """Add that library's files, where it has the pooling and there are no windows; elsewhere the folder has none and it
-    cannot load it."""
+    """Add that library's files, where it has the pooling, there are no windows, and transformers can load the encoder
+    (see `encoders.pruned`); elsewhere the folder has none and it cannot load it."""
     pooling, modules = embedder.pooling, [("", "Transformer")]
     modes = pooling.sentence_transformers or (("cls",) if isinstance(pooling, CLSMLPPooling) else ())
-    if not modes or embedder.windows is not None:
+    if not modes or embedder.windows is not None or getattr(embedder.encoder.model.config, "pruned", None):
         return
 
     def add(kind: str, config: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.model import Model
 
@@ -71,6 +72,17 @@ class Step(ABC):
         Raises:
             UsageError: It cannot be done with this model; what could is named.
         """
+
+
+def trainable(model: Model, step: str) -> Embedder:
+    """The model as one with torch weights, which a step of stage "before" changes.
+
+    Raises:
+        UsageError: It has none.
+    """
+    if not isinstance(model, Embedder):
+        raise UsageError(f"{step} changes torch weights, and a {type(model).__name__} has none: let it come earlier.")
+    return model
 
 
 def check_chain(steps: Mapping[str, Any]) -> None:

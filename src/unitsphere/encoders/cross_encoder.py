@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from unitsphere import paths
+from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.errors import UsageError
 
 CHUNK = 8192
@@ -33,7 +34,7 @@ class CrossEncoder:
         source = str(paths.model(path) or path)
         try:
             kind = AutoModelForSequenceClassification
-            model, report = kind.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            model, report = from_pretrained(kind, source, dtype=torch.float32, output_loading_info=True)
             self.tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError) as error:
             raise UsageError(f"{path}: no cross-encoder is there ({str(error).splitlines()[0]})") from error

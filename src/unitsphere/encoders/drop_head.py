@@ -53,5 +53,6 @@ def add_drop_head(model: Any, p: float) -> None:
     found = [module for name, module in model.named_modules() if OUTPUT.search(name)]
     if not found:
         raise UsageError(f"encoder.drop_head: no attention output projection was found in {type(model).__name__}.")
-    for projection in found if p > 0 else ():
-        projection.register_forward_pre_hook(DropHead(model.config.num_attention_heads, p))
+    size = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
+    for projection in found if p > 0 else ():  # a layer of a pruned model has fewer heads
+        projection.register_forward_pre_hook(DropHead(projection.in_features // size, p))

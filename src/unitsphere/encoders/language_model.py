@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from unitsphere import paths
+from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.errors import UsageError
 
@@ -32,7 +33,7 @@ def with_head(encoder: TransformerEncoder, causal: bool = False) -> Any:
         if encoder.source is None:
             model = kind.from_config(config)
         else:
-            model = kind.from_pretrained(encoder.source, config=config, dtype=torch.float32)
+            model = from_pretrained(kind, encoder.source, config, dtype=torch.float32)
     except ValueError as error:
         name = type(encoder.model).__name__
         raise UsageError(
@@ -56,7 +57,7 @@ def generator(path: str) -> tuple[Any, Any]:
     folder = paths.model(path)
     source = str(folder or path)
     try:
-        model, report = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        model, report = from_pretrained(AutoModelForMaskedLM, source, dtype=torch.float32, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(

@@ -17,7 +17,9 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 from unitsphere import paths
 from unitsphere.encoders.drop_head import add_drop_head
 from unitsphere.encoders.fake_quant import add_fake_quant
+from unitsphere.encoders.layers import keep_layers
 from unitsphere.encoders.lora import add_lora, merged
+from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.reader import Reader
 from unitsphere.errors import UsageError
 from unitsphere.types import Tokens, TokenStates
@@ -103,11 +105,11 @@ def transformer(
         kind: Any = MODEL_MAPPING.get(type(config), AutoModel)
         if "add_pooling_layer" in inspect.signature(kind).parameters:
             extra["add_pooling_layer"] = False
-        model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32, **options, **extra)
+        model = from_pretrained(AutoModel, source, config, dtype=torch.float32, **options, **extra)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(_why(path, folder, error)) from error
     if layers is not None:
-        _keep_layers(model, layers)
+        keep_layers(model, layers)
     if append_eos:
         _append_eos(tokenizer)
     if lora is not None:
@@ -143,32 +145,6 @@ def _set_dropout(config: Any, p: float) -> None:
     for name, value in config.to_dict().items():
         if isinstance(value, float | int) and name.endswith(("dropout", "dropout_prob")) and "classifier" not in name:
             setattr(config, name, p)
-
-
-def layer_list(model: Any) -> tuple[Any, str]:
-    """Where a model keeps its transformer layers: the module and the attribute that holds the ModuleList."""
-    count = model.config.num_hidden_layers
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == count:
-                return module, name
-    raise UsageError(f"{type(model).__name__}: no list of {count} transformer layers was found in it.")
-
-
-def _keep_layers(model: Any, layers: Sequence[int]) -> None:
-    module, name = layer_list(model)
-    old, count = getattr(module, name), model.config.num_hidden_layers
-    if not layers or not all(0 <= i < count for i in layers):
-        raise UsageError(f"encoder.layers={list(layers)}: the model has layers 0 to {count - 1}.")
-    kept = nn.ModuleList(old[i] for i in layers)
-    setattr(module, name, kept)
-    for number, layer in enumerate(kept):
-        parts: list[Any] = [part for part in layer.modules() if hasattr(part, "layer_idx")]
-        for part in parts:
-            part.layer_idx = number
-    model.config.num_hidden_layers = len(layers)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [model.config.layer_types[i] for i in layers]
 
 
 def _append_eos(tokenizer: Any) -> None:

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from unitsphere.embedder import Embedder
-from unitsphere.encoders.transformer import layer_list
+from unitsphere.encoders.layers import layer_list
 from unitsphere.errors import UsageError
 
 
