@@ -138,15 +138,16 @@ def test_truncation_is_the_first_numbers_normalised():
     assert small.dim == 5 and small.vector_bytes == 20 and plain.vector_bytes == 128
 
 
-def test_pca_projects_on_the_directions_of_most_variance():
+@pytest.mark.parametrize("center", [True, False])
+def test_pca_projects_on_the_directions_of_most_variance(center):
     plain = model(dropout=0)
-    small = compressed("compression=pca", "compression.pca.dim=4")
+    small = compressed("compression=pca", "compression.pca.dim=4", f"compression.pca.center={center}")
     z = np.concatenate(
         [plain.embed([pair[0] for pair in PAIRS], "query"), plain.embed([pair[1] for pair in PAIRS], "document")]
     )
     mean = z.astype(float).mean(axis=0)
     _, _, directions = np.linalg.svd(z - mean, full_matrices=False)
-    expected = unit((plain.embed(TEXTS[:50], "document") - mean) @ directions[:4].T)
+    expected = unit((plain.embed(TEXTS[:50], "document") - mean * center) @ directions[:4].T)
     got = small.embed(TEXTS[:50], "document")
     np.testing.assert_allclose(abs(got), abs(expected), atol=1e-3)  # a direction has no sign
     np.testing.assert_allclose(got @ got.T, expected @ expected.T, atol=1e-3)
