@@ -11,7 +11,7 @@ ALLOWED = {
     "encoders": LEAVES,
     "pooling": LEAVES,
     "losses": LEAVES,
-    "search": LEAVES | {"build"},
+    "search": LEAVES | {"build", "formats"},
     "formats": LEAVES,
     "compression": LEAVES | {"model", "embedder", "encoders", "graph", "tracing", "coded", "search"},
     "graph": LEAVES | {"model", "encoders"},
