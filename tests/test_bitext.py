@@ -61,7 +61,7 @@ def repeated():
 def test_the_measures_are_those_of_a_double_loop(tmp_path):
     pairs, asked = repeated(), []
     result = Bitext("test", written(tmp_path, pairs), {}, str(tmp_path), max_length=9)(embedded(asked=asked))
-    assert set(asked) == {("query", 9)}  # both sides
+    assert set(asked) == {("symmetric", 9)}  # both sides
     expected = {}
     for a, b, sides in (("en", "zh", pairs), ("zh", "en", [pair[::-1] for pair in pairs])):
         expected[f"bitext-{a}-{b}"] = slowly(embedded(), *map(list, zip(*sides, strict=True)))

@@ -18,15 +18,23 @@ CHAINS = sorted((paths.conf() / "chain").glob("*.yaml"))
 OPTIONS = sorted(f for f in paths.conf().glob("*/*.yaml") if f not in CHAINS)  # not those of Hydra's own groups
 GIVEN_BY_CODE = {
     "pooling": {"dim"}, "embedder": {"encoder", "pooling"}, "logger": {"save_dir"}, "eval": {"split", "own"},
-    "window": {"encoder", "dim"},
+    "window": {"encoder", "dim"}, "hybrid": {"rankings", "k"}, "alignment": {"old", "new"},
 }  # fmt: skip
 PATH = "loss.teacher.path=x"
-ROOTS = {"source": "mine", "filter": "mine", "index": "mine"}  # of the groups that train.yaml does not have
+OF_INDEX = ["from=x", "model=x", "out=x"]
+ROOTS = {
+    "source": "mine",
+    "filter": "mine",
+    "index": "mine",
+    "hybrid": "search",
+    "alignment": "migrate",
+}  # of the groups that train.yaml does not have
 PLACES = {"index": "index@source.dense.index"}  # of the groups that are part of an option of another
 MUST_BE_GIVEN = {
     "loss/distil_mse": [PATH], "loss/distil_cosine": [PATH], "loss/distil_relational": [PATH], "loss/margin_mse": [PATH],
     "filter/cross_encoder": ["filter.cross_encoder.scorer.path=x"], "loss/distil_multilingual": [PATH],
     "loss/distil_features": ["loss.terms.features.teacher.path=x"],
+    "alignment/procrustes": OF_INDEX, "alignment/least_squares": OF_INDEX, "hybrid/rrf": ["in=x"], "hybrid/weighted": ["in=x"],
     "eval/bad_cases": ["eval.bad_cases.path=x"], "preparation/mined": ["preparation.mined.path=x"],
 }  # fmt: skip
 GROUPS = {f.parent.name for f in OPTIONS}

@@ -11,9 +11,10 @@ ALLOWED = {
     "encoders": LEAVES,
     "pooling": LEAVES,
     "losses": LEAVES,
-    "search": LEAVES,
+    "search": LEAVES | {"build", "formats"},
     "formats": LEAVES,
-    "compression": LEAVES | {"model", "embedder", "encoders", "losses", "static", "formats", "graph", "tracing"},
+    "compression": LEAVES
+    | {"model", "embedder", "encoders", "losses", "static", "formats", "graph", "tracing", "coded", "search"},
     "graph": LEAVES | {"model", "encoders"},
     "tracing": LEAVES | {"model", "encoders", "embedder", "graph"},
     "export": LEAVES | {"model", "embedder", "encoders", "graph", "tracing", "artefact", "compression"},
@@ -29,6 +30,7 @@ ALLOWED = {
     "static": LEAVES | {"encoders", "model"},
     "embedder": LEAVES | {"encoders", "pooling", "model"},
     "artefact": LEAVES | {"encoders", "pooling", "model", "embedder", "build"},
+    "coded": LEAVES | {"model", "artefact", "search"},
     "training": LEAVES | {"model", "data", "mining", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
     "mteb": LEAVES | {"artefact", "embedder", "evaluation"},
 }

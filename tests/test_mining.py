@@ -234,7 +234,7 @@ def test_exact_search_in_blocks_and_from_a_file(tmp_path, monkeypatch):
     generator = np.random.default_rng(0)
     queries, documents = generator.normal(size=(5, 6)).astype("f"), generator.normal(size=(40, 6)).astype("f")
     expected = np.argsort(-(queries @ documents.T), axis=1)[:, :12]
-    file = VectorFile(tmp_path / "v", [documents[:13], documents[13:]])
+    file = VectorFile.written(tmp_path / "v", [documents[:13], documents[13:]])
     for source in (documents, file):
         scores, rows = search(queries, source, 12)
         assert (rows == expected).all()

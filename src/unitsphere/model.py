@@ -21,7 +21,8 @@ class Model(ABC):
         encoder: Its tokenizer and longest input.
         dim: Width of a vector.
         normalize: Whether vectors have length one.
-        prompts: Name -> text put before every text of that role ("query", "document") or of that name.
+        prompts: Name -> text put before every text of that role ("query", "document") or of that name. Of the role
+            "symmetric" (see `types.Embed`) it is the query's.
         read: See `counting`.
     """
 
@@ -48,6 +49,11 @@ class Model(ABC):
     def identity(self) -> str:
         """SHA-256 over all that decides its vectors."""
 
+    @property
+    def vector_bytes(self) -> int:
+        """Of one vector where it is stored."""
+        return 4 * self.dim
+
     def to(self, device: torch.device | str) -> Self:
         """The same model, from now on computing there; one that is bound to a place stays in it."""
         return self
@@ -70,7 +76,7 @@ class Model(ABC):
 
         Args:
             texts: Any number of texts; equal texts are computed once.
-            role: A name in `prompts`, e.g. "query" or "document": selects the prompt.
+            role: A name in `prompts`, e.g. "query" or "document", or "symmetric": selects the prompt.
             prompt: Used instead of a named prompt.
             max_length: In tokens; None is the encoder's limit, and with windows none.
             batch_tokens: Padded tokens a forward pass.
@@ -79,7 +85,7 @@ class Model(ABC):
             (len(texts), dim) float32.
         """
         if prompt is None:
-            prompt = self.prompts.get(role or "", "")
+            prompt = self.prompts.get("query" if role == "symmetric" else role or "", "")
         unique = list(dict.fromkeys(texts))
         length = self.encoder.prompt_length(prompt)
         ids, cut = self.encoder.cut([prompt + text for text in unique], max_length)

@@ -171,8 +171,10 @@ class Loss(Protocol):
 
 
 class Embed(Protocol):
-    """Texts to vectors (B, D), float32. `role` is "query" or "document" and selects the prompt, `prompt` replaces it;
-    `max_length` cuts to fewer tokens than the encoder could read."""
+    """Texts to vectors (B, D), float32. `role` is "query", "document" or, where texts are compared with their own kind
+    or a probe reads them, "symmetric": it selects the prompt ("symmetric" the query's, as E5 does) and whether a vector
+    is one that is stored, which those of queries are not. `prompt` replaces the prompt; `max_length` cuts to fewer
+    tokens than the encoder could read."""
 
     def __call__(
         self, texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None

@@ -8,6 +8,9 @@ from unitsphere.errors import UsageError
 VERBS = {
     "train": "train, choose by dev, score on test, save (the same as python train.py)",
     "evaluate": "score a run, a model folder or a hub model",
+    "index": "embed documents, and keep what finds them",
+    "search": "ask an index: by vectors, with words, reranked",
+    "migrate": "an index's vectors into another model's space, without embedding its documents again",
     "mine": "hard negatives for your pairs, and an estimate of how many are none",
     "split": "a validation and a test set out of your own pairs",
     "export": "a model in a form that others serve: ONNX, sentence-transformers, torch.export, TensorRT, Triton",

@@ -58,11 +58,13 @@ class Step(ABC):
 
     Attributes:
         stage: Where in a chain it may stand: stages never go back.
+        ends: Whether no other step of its stage can follow, as of one that turns vectors into bytes.
         recovery: Overrides of train.yaml for a run that starts from what `apply` returned; in them `{original}` is the
             folder of the model that the chain began with. Empty where it needs no training.
     """
 
     stage: ClassVar[Stage]
+    ends: ClassVar[bool] = False
     recovery: Sequence[str] = ()
 
     @abstractmethod
@@ -98,12 +100,21 @@ def check_chain(steps: Mapping[str, Any]) -> None:
             if STAGES.index(step.stage) < STAGES.index(last.stage):
                 raise UsageError(
                     f"compression={','.join(steps)}: {name} {WHAT[step.stage]} and cannot come after {earlier}, which "
-                    f"{WHAT[last.stage]}. An order that fits: "
-                    f"[{','.join(sorted(steps, key=lambda n: STAGES.index(steps[n].stage)))}]"
+                    f"{WHAT[last.stage]}. An order that fits: [{','.join(_in_order(steps))}]"
                 )
             if step.stage == last.stage == "after":
                 raise UsageError(
                     f"compression={','.join(steps)}: {earlier} and {name} both decide in which numbers the model is "
                     "executed: choose one"
                 )
+            if step.stage == last.stage and last.ends:
+                fits = "Choose one of the two" if step.ends else f"An order that fits: [{','.join(_in_order(steps))}]"
+                raise UsageError(
+                    f"compression={','.join(steps)}: {earlier} leaves bytes, and {name} reads numbers. {fits}"
+                )
         before = name, step
+
+
+def _in_order(steps: dict[str, Any]) -> list[str]:
+    """The names by stage, and in each stage what ends it at its end."""
+    return sorted(steps, key=lambda name: (STAGES.index(steps[name].stage), steps[name].ends))

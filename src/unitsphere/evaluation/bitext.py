@@ -30,9 +30,9 @@ class Bitext:
 
     Equal sentences of a side are one. What is right for a sentence is every translation that the file has of it, so
     recall@k = |right in the first k| / |right| as in retrieval; `bitext/accuracy` is the share of sentences whose
-    nearest is right, a mean over the directions. Both sides are embedded in the role query: neither answers the other,
-    and e5 wants "query: " before both. When the time is over, the directions that are finished are reported, without
-    the mean.
+    nearest is right, a mean over the directions. Both sides are embedded in the role "symmetric": neither answers the
+    other, and e5 wants "query: " before both. When the time is over, the directions that are finished are reported,
+    without the mean.
 
     The files of the default are the dev files of their data sets, because nothing else is there; they are in `tests`
     and report. Whoever chooses by them (`eval.bitext.dev`) has nothing left to report.
@@ -110,7 +110,7 @@ class Bitext:
         right: dict[str, dict[str, int]] = {text: {} for text in queries}
         for text, translation in zip(asked, among, strict=True):
             right[text][number[translation]] = 1
-        q, d = (unit(embed(texts, "query", self.max_length)) for texts in (queries, documents))
+        q, d = (unit(embed(texts, "symmetric", self.max_length)) for texts in (queries, documents))
         run = {
             text: {str(row): float(score) for score, row in zip(*ranking, strict=True)}
             for text, *ranking in zip(queries, *search(q, d, DEPTH), strict=True)

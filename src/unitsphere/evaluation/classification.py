@@ -83,7 +83,7 @@ class Classification:
         return {self.name: self.test.text.tolist()}
 
     def __call__(self, embed: Embed) -> Result:
-        x, z = (embed(table.text.tolist(), "query", self.max_length) for table in (self.train, self.test))
+        x, z = (embed(table.text.tolist(), "symmetric", self.max_length) for table in (self.train, self.test))
         y, gold = self.train.label.to_numpy(), self.test.label.to_numpy()
         predicted = np.stack([self._regression(x[rows], y[rows], z) for rows in self._draws(y)])  # (repeats, N)
         nearest = KNeighborsClassifier(min(self.neighbours, len(y)), metric="cosine").fit(unit(x), y).predict(unit(z))

@@ -53,7 +53,7 @@ class Clustering:
         return {self.name: self.table.text.tolist()}
 
     def __call__(self, embed: Embed) -> Result:
-        x, gold = embed(self.table.text.tolist(), "query", self.max_length), self.table.label
+        x, gold = embed(self.table.text.tolist(), "symmetric", self.max_length), self.table.label
         found = [self._clusters(x, gold.nunique(), seed) for seed in range(self.seeds)]
         metrics = {
             f"{self.name}/v_measure": float(np.mean([v_measure_score(gold, clusters) for clusters in found])),

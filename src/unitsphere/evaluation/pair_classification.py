@@ -70,7 +70,9 @@ class PairClassification:
         stamp = {"kind": "pair classification", "similarity": "cosine", "max_length": self.max_length}
         for task, table in self.tasks.items():
             try:
-                a, b = (unit(embed(table[s].tolist(), "query", self.max_length)) for s in ("sentence1", "sentence2"))
+                a, b = (
+                    unit(embed(table[s].tolist(), "symmetric", self.max_length)) for s in ("sentence1", "sentence2")
+                )
             except OutOfTime:
                 if not items:
                     raise

@@ -1,4 +1,4 @@
-"""Recall, MRR, NDCG and MAP of exact search over a corpus.
+"""Recall, MRR, NDCG and MAP of search over a corpus.
 
 Papers: Thakur et al. 2021, BEIR, https://arxiv.org/abs/2104.08663; Van Gysel & de Rijke 2018, pytrec_eval,
 https://arxiv.org/abs/1805.01597 (which computes all measures here).
@@ -17,7 +17,8 @@ from unitsphere.errors import UsageError
 from unitsphere.evaluation.cached import OutOfTime
 from unitsphere.formats import beir
 from unitsphere.formats.fingerprint import fingerprint
-from unitsphere.search.dense import search, unit
+from unitsphere.search.dense import Exact, unit
+from unitsphere.search.index import Index
 from unitsphere.types import Embed, Held, Result, RetrievalSet
 
 MEASURES = {
@@ -47,15 +48,22 @@ class Retrieval:
         own: The run's own queries of that split, scored where `path` is None.
         path: A BEIR folder, or the name of one in `UNITSPHERE_DATA`.
         max_length: Tokens kept; None is the data's own setting, and for `path` the encoder's limit.
+        index: What searches, exact where None is given (see `search.index`); the protocol names it.
 
     Raises:
         UsageError: There is nothing to search.
     """
 
     def __init__(
-        self, split: str, own: RetrievalSet | None = None, path: str | None = None, max_length: int | None = None
+        self,
+        split: str,
+        own: RetrievalSet | None = None,
+        path: str | None = None,
+        max_length: int | None = None,
+        index: Index | None = None,
     ):
         self.set = own_or_path(split, own, path, max_length)
+        self.index = index or Exact()
 
     def held(self) -> Held:
         """Its queries; documents may be trained on."""
@@ -71,21 +79,24 @@ class Retrieval:
             if not stopped.done:
                 raise
             q = np.stack(stopped.done)
-        scores, rows = search(unit(q), unit(d), DEPTH)
+        self.index.build(unit(d))
+        scores, rows = self.index.search(unit(q), DEPTH)
         found = {
-            query: {documents[row]: float(score) for score, row in zip(*ranking, strict=True)}
+            query: {documents[row]: float(score) for score, row in zip(*ranking, strict=True) if row >= 0}
             for query, *ranking in zip(queries[: len(q)], scores, rows, strict=True)
         }
-        return scored(self.set.name, {query: found[query] for query in self.set.queries if query in found}, self.set)
+        in_order = {query: found[query] for query in self.set.queries if query in found}
+        return scored(self.set.name, in_order, self.set, self.index.name)
 
 
-def scored(task: str, run: Mapping[str, Mapping[str, float]], of: RetrievalSet) -> Result:
+def scored(task: str, run: Mapping[str, Mapping[str, float]], of: RetrievalSet, index: str = "exact") -> Result:
     """The measures of a search of a set, with a line a query, the worst of them as texts, and the protocol.
 
     Args:
         task: What it is reported as.
         run: Query id -> document id -> score.
         of: What was searched.
+        index: With what.
     """
     measured = measures(run, of.qrels)
     items = measured.merge(places(run, of.qrels), on="query")
@@ -93,19 +104,19 @@ def scored(task: str, run: Mapping[str, Mapping[str, float]], of: RetrievalSet) 
         metrics={f"{task}/{m}": float(measured[m].mean()) for m in measured.columns if m != "query"},
         primary=f"{task}/mrr@10",
         items={task: items, f"{task}-worst": worst(items, of)},
-        protocol={task: stamp(of, len(run))},
+        protocol={task: stamp(of, len(run), index)},
     )
 
 
-def stamp(of: RetrievalSet, scored: int) -> dict[str, Any]:
-    """The protocol of a search of a set with `scored` of its queries."""
+def stamp(of: RetrievalSet, scored: int, index: str) -> dict[str, Any]:
+    """The protocol of a search of a set, by an index of that name, with `scored` of its queries."""
     empty = sum(not text.strip() for texts in (of.corpus, of.queries) for text in texts.values())
     stopped = f"{scored:,} of {len(of.queries):,} queries" if scored < len(of.queries) else None
     noted = {"unanswerable": of.unanswerable, "empty": empty, "stopped": stopped}
     fixed = {
         "kind": "retrieval",
         "similarity": "cosine",
-        "search": f"exact, {DEPTH} deep",
+        "search": f"{index}, {DEPTH} deep",
         "max_length": of.max_length,
         "queries": scored,
         "documents": len(of.corpus),

@@ -21,6 +21,9 @@ from unitsphere.types import Embed, Held, Result, RetrievalSet
 class STS:
     """Spearman's rho between cosine and gold score over all pairs of a task ("all" aggregation), and their mean.
 
+    Both sentences are embedded in the role "symmetric", with the query's prompt: neither asks for the other. Of a model
+    whose vectors are stored in a code, both are what their codes say.
+
     `dev` scores the one task that chooses a checkpoint; `test` the tasks that report. When the time is over, the tasks
     that are finished are reported, without their mean.
 
@@ -70,7 +73,9 @@ class STS:
         items: dict[str, pd.DataFrame] = {}
         for task, pairs in self.tasks.items():
             try:
-                a, b = (unit(embed(pairs[s].tolist(), "query", self.max_length)) for s in ("sentence1", "sentence2"))
+                a, b = (
+                    unit(embed(pairs[s].tolist(), "symmetric", self.max_length)) for s in ("sentence1", "sentence2")
+                )
             except OutOfTime:
                 if not items:
                     raise

@@ -16,6 +16,7 @@ from unitsphere.errors import UsageError
 from unitsphere.mining.candidates import Found, lowest
 from unitsphere.search import bm25
 from unitsphere.search.dense import unit
+from unitsphere.search.index import Index
 from unitsphere.search.vectors import VectorFile
 from unitsphere.types import Embed
 
@@ -110,13 +111,13 @@ class Dense(Source):
 
     Args:
         quota, first, last: As for every source.
-        index: Exact, or approximate where the corpus is large (see `search.dense`).
+        index: Exact, or approximate where the corpus is large (see `search.index`).
     """
 
     name = "dense"
     reads_model = True
 
-    def __init__(self, index: Any, quota: int = 1, first: int = 1, last: int = 100):
+    def __init__(self, index: Index, quota: int = 1, first: int = 1, last: int = 100):
         super().__init__(quota, first, last)
         self.index = index
 
@@ -124,7 +125,7 @@ class Dense(Source):
         if embed is None:
             raise UsageError("source=dense searches with a model: model=… (a run, a folder or a hub id)")
         self._documents, self._embed, self._max_length = documents, embed, max_length
-        self._vectors = VectorFile(folder / "vectors.f32", self._blocks())
+        self._vectors = VectorFile.written(folder / "vectors.f32", self._blocks())
         self.index.build(self._vectors)
 
     def _blocks(self) -> Iterator[np.ndarray]:

@@ -53,12 +53,21 @@ def stages(metrics: Mapping[str, Mapping[str, float]]) -> Table:
     """
     first = next(iter(metrics.values()))
     columns = {"untrained": ("before/", first)} | {stage: ("test/", of_stage) for stage, of_stage in metrics.items()}
-    table = Table("metric", title="on test", title_justify="left")
-    for heading in columns:
+    on_test = {
+        heading: {name.removeprefix(prefix): value for name, value in of_stage.items() if name.startswith(prefix)}
+        for heading, (prefix, of_stage) in columns.items()
+    }
+    names = dict.fromkeys(name for heading in metrics for name in on_test[heading])
+    return side_by_side({heading: {n: of[n] for n in names if n in of} for heading, of in on_test.items()}, "on test")
+
+
+def side_by_side(metrics: Mapping[str, Mapping[str, float]], title: str) -> Table:
+    """Metrics by column: heading -> name -> value; a column may lack some."""
+    table = Table("metric", title=title, title_justify="left")
+    for heading in metrics:
         table.add_column(heading, justify="right")
-    names = dict.fromkeys(k.removeprefix("test/") for m in metrics.values() for k in m if k.startswith("test/"))
-    for name in names:
-        table.add_row(name, *(shown(name, of_stage.get(prefix + name)) for prefix, of_stage in columns.values()))
+    for name in dict.fromkeys(name for of_column in metrics.values() for name in of_column):
+        table.add_row(name, *(shown(name, of_column.get(name)) for of_column in metrics.values()))
     return table
 
 

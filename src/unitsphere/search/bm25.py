@@ -4,8 +4,10 @@ Papers: Robertson & Zaragoza 2009, The Probabilistic Relevance Framework, https:
 BM25S, https://arxiv.org/abs/2407.03618 (the index); Kamphuis et al. 2020, Which BM25 Do You Mean? (Lucene's variant).
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import bm25s
 import numpy as np
@@ -35,6 +37,7 @@ class BM25:
     def __init__(self, documents: Iterable[str], k1: float = 1.5, b: float = 0.75, stemmer: str | None = None):
         if stemmer is not None and stemmer not in Stemmer.algorithms():
             raise UsageError(f"stemmer={stemmer}: {', '.join(Stemmer.algorithms())} would fit.")
+        self.stemmer = stemmer
         self._stem = Stemmer.Stemmer(stemmer).stemWords if stemmer else None
         vocabulary: dict[str, int] = {}
         ids = [[vocabulary.setdefault(w, len(vocabulary)) for w in self.words(text)] for text in documents]
@@ -73,6 +76,24 @@ class BM25:
             np.array([scores for scores, _ in best], np.float32).reshape(shape),
             np.array([rows for _, rows in best], np.int64).reshape(shape),
         )
+
+    def write(self, folder: Path) -> None:
+        """A new folder that `read` makes it from again."""
+        folder.mkdir()
+        if self._vocabulary:
+            self._index.save(folder, show_progress=False)
+        (folder / "words.json").write_text(json.dumps({"documents": self.size, "stemmer": self.stemmer}) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "BM25":
+        """What `write` has written."""
+        about = json.loads((folder / "words.json").read_text())
+        made = cls([""], stemmer=about["stemmer"])
+        made.size = about["documents"]
+        if (folder / "vocab.index.json").exists():
+            made._index = bm25s.BM25.load(folder, show_progress=False)
+            made._vocabulary = made._index.vocab_dict
+        return made
 
 
 def top(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

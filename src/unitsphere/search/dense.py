@@ -4,10 +4,13 @@ Papers: Douze et al. 2024, The Faiss Library, https://arxiv.org/abs/2401.08281; 
 https://doi.org/10.1109/TPAMI.2010.57; Malkov & Yashunin 2018, HNSW, https://arxiv.org/abs/1603.09320
 """
 
+from pathlib import Path
+
 import faiss
 import numpy as np
 
 from unitsphere.errors import UsageError
+from unitsphere.search.index import Index
 from unitsphere.search.vectors import VectorFile, blocks
 
 BLOCK = 65536
@@ -34,57 +37,71 @@ def search(queries: np.ndarray, documents: np.ndarray | VectorFile, k: int) -> t
     return best.D, best.I
 
 
-class Exact:
+class Exact(Index):
     """Every document is compared: no error, time in proportion to Q N, memory of a block."""
 
+    name = "exact"
+
     def build(self, documents: np.ndarray | VectorFile) -> None:
-        """Take the documents (N, D)."""
         self._documents = documents
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """As `search`."""
         return search(queries, self._documents, k)
 
+    def write(self, folder: Path) -> None:
+        """Nothing: the documents are all it has."""
 
-class Approximate:
-    """An index of Faiss, in memory: 4 D bytes a document and the index's own. What it misses, nobody sees.
+    def read(self, folder: Path, documents: VectorFile) -> None:
+        self._documents = documents
+
+
+class Approximate(Index):
+    """An index of Faiss, in memory. What it misses, nobody sees.
 
     Args:
         factory: As Faiss writes it, `{lists}` in it standing for 4 sqrt(N): "IVF{lists},Flat", "HNSW32,Flat", with
-            "SQ8" or "PQ48" in place of "Flat" for fewer bytes.
+            "SQ8" (D bytes a document) or "PQ48np" (48) in place of "Flat" (4 D).
         nprobe: Inverted lists read a query; more of them miss less.
         ef_search: Candidates that HNSW keeps while it walks; likewise.
-        train_rows: Documents (the first ones) from which the lists are learned.
-
-    Raises:
-        UsageError: Faiss knows no such index.
+        train_rows: Documents (the first ones) from which lists, ranges and centroids are learned.
     """
 
     def __init__(self, factory: str, nprobe: int = 32, ef_search: int = 128, train_rows: int = 100_000):
         self.factory, self.nprobe, self.ef_search, self.train_rows = factory, nprobe, ef_search, train_rows
+        self.name = (
+            factory + f", nprobe {nprobe}" * ("IVF" in factory) + f", efSearch {ef_search}" * ("HNSW" in factory)
+        )
 
     def build(self, documents: np.ndarray | VectorFile) -> None:
-        """Index the documents (N, D)."""
         lists = max(1, min(int(4 * len(documents) ** 0.5), len(documents) // 40))
         name = self.factory.format(lists=lists)
         try:
             self._index = faiss.index_factory(documents.shape[1], name, faiss.METRIC_INNER_PRODUCT)
+            _, first = next(blocks(documents, self.train_rows))
+            self._index.train(first)
         except RuntimeError as error:
-            raise UsageError(f"index.factory={self.factory}: Faiss knows no index {name!r}.") from error
+            raise UsageError(
+                f"index.factory={self.factory}: Faiss makes no index {name!r} of {len(documents)} vectors of "
+                f"{documents.shape[1]} numbers ({str(error).rpartition('Error: ')[2].strip()})."
+            ) from error
         parameters = faiss.ParameterSpace()
         if "IVF" in name:
             parameters.set_index_parameter(self._index, "nprobe", min(self.nprobe, lists))
         if "HNSW" in name:
             parameters.set_index_parameter(self._index, "efSearch", self.ef_search)
-        _, first = next(blocks(documents, self.train_rows))
-        self._index.train(first)
         for _, block in blocks(documents, BLOCK):
             self._index.add(block)
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (Q, k), best first, and rows; -inf and -1 where fewer were found."""
         scores, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
         return np.where(rows < 0, -np.inf, scores).astype(np.float32), rows
+
+    def write(self, folder: Path) -> None:
+        faiss.write_index(self._index, str(folder / "index.faiss"))
+
+    def read(self, folder: Path, documents: VectorFile) -> None:
+        self._index = faiss.read_index(str(folder / "index.faiss"))
 
 
 def unit(x: np.ndarray) -> np.ndarray:

@@ -5,36 +5,46 @@ from pathlib import Path
 
 import numpy as np
 
+from unitsphere.search.codes import Code, Float32
+
 
 class VectorFile:
-    """N rows of D float32 numbers, one after another, on disk.
+    """N rows of D numbers on disk, one after another, as the bytes of a code; they come out as float32.
 
     Args:
-        path: Written anew.
-        blocks: (n, D) arrays, one after another.
+        path: A file that `written` has made.
+        code: The one that it was written with.
     """
 
-    def __init__(self, path: Path, blocks: Iterable[np.ndarray]):
-        self.path, self.shape = path, (0, 0)
+    def __init__(self, path: Path, code: Code):
+        self.path, self.code = path, code
+        self.shape = (path.stat().st_size // code.bytes, code.dim)
+
+    @classmethod
+    def written(cls, path: Path, blocks: Iterable[np.ndarray], code: Code | None = None) -> "VectorFile":
+        """A new file of (n, D) arrays, at least one, one after another; 4 bytes a number where no code is given."""
         with path.open("wb") as out:
             for block in blocks:
-                out.write(np.ascontiguousarray(block, dtype=np.float32).tobytes())
-                self.shape = (self.shape[0] + len(block), block.shape[1])
+                code = code or Float32(block.shape[1])
+                out.write(code.encode(block).tobytes())
+        assert code is not None
+        return cls(path, code)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start, …, stop - 1: (stop - start, D)."""
-        width, stop = self.shape[1], min(stop, len(self))
-        flat = np.fromfile(self.path, np.float32, (stop - start) * width, offset=start * width * 4)
-        return flat.reshape(-1, width)
+        width, stop = self.code.bytes, min(stop, len(self))
+        flat = np.fromfile(self.path, np.uint8, (stop - start) * width, offset=start * width)
+        return self.code.decode(flat.reshape(-1, width))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(R) row numbers -> (R, D)."""
         if not len(rows):
             return np.empty((0, self.shape[1]), np.float32)
-        return np.array(np.memmap(self.path, np.float32, "r", shape=self.shape)[rows])
+        stored = np.memmap(self.path, np.uint8, "r", shape=(len(self), self.code.bytes))
+        return self.code.decode(np.array(stored[rows]))
 
 
 def blocks(vectors: "np.ndarray | VectorFile", size: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,0 +1,98 @@
+"""`unitsphere index`: embed a corpus and keep what finds its documents."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+from unitsphere.cli import hydra_app
+from unitsphere.errors import UsageError
+
+if TYPE_CHECKING:
+    from unitsphere.coded import Coded
+    from unitsphere.search.bm25 import BM25
+    from unitsphere.search.folder import IndexFolder
+
+BLOCK = 16384  # documents embedded at a time
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Entry point."""
+    hydra_app.run("index", job, arguments)
+
+
+def job(config: DictConfig) -> None:
+    """Make the index and say what it is."""
+    from unitsphere.report.table import show
+
+    made = make(hydra_app.resolved(config))
+    show(f"{len(made):,} documents, {made.about['vector_bytes']:,} bytes a vector, {made.index.name}")
+    for limit, cut in made.about["cut"].items():
+        show(f"{cut:,} documents were cut at {limit} tokens, the model's limit or max_length")
+    show(f'unitsphere search in={made.folder} query="…"')
+
+
+def make(config: DictConfig) -> "IndexFolder":
+    """Embed the documents and write the folder.
+
+    Raises:
+        UsageError: The folder is there already, the corpus is empty or has a bad row, or model or index do not fit.
+    """
+    from unitsphere.artefact import plain
+    from unitsphere.build import build
+    from unitsphere.formats import on_disk
+    from unitsphere.search import folder
+
+    out = new(config.out)
+    ids, texts = on_disk.documents(config.corpus)
+    model, about = loaded(config.model, config.threads)
+    about |= {"corpus": config.corpus, "max_length": config.max_length}
+
+    def vectors() -> Iterator[np.ndarray]:
+        with model.counting() as read:
+            for start in range(0, len(texts), BLOCK):
+                some = [texts[i] for i in range(start, min(start + BLOCK, len(texts)))]
+                yield model.floats(some, "document", max_length=config.max_length)
+            about["cut"] = {limit: cut for (_, limit), (_, cut) in read.items() if cut}
+
+    def words(texts: Sequence[str]) -> "BM25":
+        made: BM25 = build(config.bm25, documents=texts)
+        return made
+
+    documents = zip(ids, texts, strict=True)
+    return folder.make(
+        out, documents, vectors(), model.code, plain(config["index"]), words if config.bm25 else None, about
+    )
+
+
+def new(path: str) -> Path:
+    """Raises:
+    UsageError: Something is there already.
+    """
+    there = Path(path).expanduser().resolve()
+    if there.exists():
+        raise UsageError(f"{there} is there already; out= names something new.")
+    return there
+
+
+def loaded(path: str, threads: int | str) -> "tuple[Coded, dict[str, Any]]":
+    """A model, ready to embed, and what an index says of it.
+
+    Raises:
+        UsageError: Nothing loadable is there.
+    """
+    import torch
+
+    from unitsphere import artefact
+    from unitsphere.coded import Coded
+    from unitsphere.training.run import quiet
+    from unitsphere.training.trainer import cpu_threads
+
+    quiet()
+    torch.set_num_threads(cpu_threads() if threads == "auto" else int(threads))
+    model = artefact.load(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    here = Path(path).expanduser()
+    about = {"model": str(here.resolve()) if here.exists() else path, "identity": model.identity()}
+    return Coded.of(model), about | {"protocol": model.protocol()}

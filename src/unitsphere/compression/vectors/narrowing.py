@@ -1,0 +1,40 @@
+"""What the steps share that keep fewer numbers of a vector."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import numpy as np
+
+from unitsphere.coded import Coded
+from unitsphere.compression.step import Context, Step
+from unitsphere.errors import UsageError
+from unitsphere.model import Model
+from unitsphere.search.linear import LinearMap
+
+
+class Narrowing(Step):
+    """z -> z W + b, brought to length one.
+
+    Args:
+        dim: Numbers kept.
+    """
+
+    stage = "vector"
+    name: ClassVar[str]
+
+    def __init__(self, dim: int = 128):
+        self.dim = dim
+
+    def apply(self, model: Model, context: Context) -> Model:
+        coded = Coded.of(model)
+        if not 1 <= self.dim <= coded.dim:
+            raise UsageError(
+                f"compression.{self.name}.dim={self.dim}: the vectors have {coded.dim} numbers, so 1 to {coded.dim} "
+                "would fit."
+            )
+        matrix, shift = self.directions(coded, context)
+        return coded.mapped(LinearMap(f"{self.name} {self.dim}", matrix.astype(np.float32), shift.astype(np.float32)))
+
+    @abstractmethod
+    def directions(self, model: Coded, context: Context) -> tuple[np.ndarray, np.ndarray]:
+        """W (model.dim, dim) and b (dim)."""
