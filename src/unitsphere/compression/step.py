@@ -115,6 +115,6 @@ def check_chain(steps: Mapping[str, Any]) -> None:
         before = name, step
 
 
-def _in_order(steps: dict[str, Any]) -> list[str]:
+def _in_order(steps: Mapping[str, Any]) -> list[str]:
     """The names by stage, and in each stage what ends it at its end."""
     return sorted(steps, key=lambda name: (STAGES.index(steps[name].stage), steps[name].ends))
