@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import pytorch_lightning as pl
-from hydra.utils import get_object
+from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, OmegaConf
 
 from conftest import command, composed
 from unitsphere import paths
 from unitsphere.cli.chain import verb
 from unitsphere.cli.help import first_comment, page
+from unitsphere.compression.step import check_chain
 
 CHAINS = sorted((paths.conf() / "chain").glob("*.yaml"))
 OPTIONS = sorted(f for f in paths.conf().glob("*/*.yaml") if f not in CHAINS)  # not those of Hydra's own groups
@@ -28,8 +29,14 @@ ROOTS = {
     "index": "mine",
     "hybrid": "search",
     "alignment": "migrate",
+    "to": "export",
+    "ladder": "compress",
+    "calibration": "compress",
 }  # of the groups that train.yaml does not have
-PLACES = {"index": "index@source.dense.index"}  # of the groups that are part of an option of another
+PLACES = {  # of the groups that are part of an option of another
+    "index": "index@source.dense.index",
+    "calibration": "calibration@compression.int8_static.calibration",
+}
 MUST_BE_GIVEN = {
     "loss/distil_mse": [PATH], "loss/distil_cosine": [PATH], "loss/distil_relational": [PATH], "loss/margin_mse": [PATH],
     "filter/cross_encoder": ["filter.cross_encoder.scorer.path=x"], "loss/distil_multilingual": [PATH],
@@ -37,6 +44,10 @@ MUST_BE_GIVEN = {
     "alignment/procrustes": OF_INDEX, "alignment/least_squares": OF_INDEX, "hybrid/rrf": ["in=x"], "hybrid/weighted": ["in=x"],
     "eval/bad_cases": ["eval.bad_cases.path=x"], "preparation/mined": ["preparation.mined.path=x"],
 }  # fmt: skip
+OF_MODEL = {"to": [], "ladder": [], "calibration": ["compression=int8_static"]}
+for option in OPTIONS:
+    if option.parent.name in OF_MODEL:
+        MUST_BE_GIVEN[f"{option.parent.name}/{option.stem}"] = ["model=x", *OF_MODEL[option.parent.name]]
 GROUPS = {f.parent.name for f in OPTIONS}
 
 
@@ -85,6 +96,15 @@ def test_every_stage_of_a_chain_composes(chain):
         root = verb(overrides)
         config = composed(*overrides[root != "train" :], *(["name=x"] if root != "train" else []), root=root)
         assert "{" not in str(OmegaConf.to_container(config).get("encoder", {}).get("path") or "")
+
+
+@pytest.mark.parametrize("ladder", sorted((paths.conf() / "ladder").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_rung_of_a_ladder_composes_to_a_chain_that_may_be(ladder):
+    for rung, overrides in OmegaConf.load(ladder).items():
+        config = composed("model=x", *overrides, root="compress")
+        chain = {name: get_class(node._target_) for name, node in config.compression.items()}
+        check_chain(chain)
+        assert chain and "/" not in rung
 
 
 def test_every_option_names_a_different_thing():
