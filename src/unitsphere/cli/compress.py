@@ -1,12 +1,13 @@
 """`unitsphere compress`: make a model smaller, step by step or rung by rung, and measure what that costs."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,25 @@ RECOVERY = "recovery."  # an override that begins so goes to the runs that steps
 
 @dataclass(frozen=True)
 class Chain:
-    """The steps of a rung, in order, and what was added to the overrides of their training."""
+    """The steps of a rung, in order: name -> configuration node, and what is added to the overrides of their training.
 
-    steps: Mapping[str, "Step"]
+    Chains that begin alike share what they begin with.
+    """
+
+    nodes: Mapping[str, Any]
     recovery: Sequence[str] = ()
+
+    @cached_property
+    def steps(self) -> dict[str, "Step"]:
+        """Built."""
+        from unitsphere.build import build
+
+        return {name: build(node) for name, node in self.nodes.items()}
+
+    def key(self, count: int) -> str:
+        """Equal for chains whose first `count` steps are equal."""
+        nodes = [OmegaConf.to_container(node) for node in self.nodes.values()]
+        return json.dumps([nodes[:count], list(self.recovery)])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -113,7 +129,6 @@ def chains(config: DictConfig, recovery: Sequence[str]) -> dict[str, Chain]:
     Raises:
         UsageError: Neither or both are given, or steps that cannot follow each other.
     """
-    from unitsphere.build import build
     from unitsphere.compression.step import check_chain
 
     if bool(config.compression) == bool(config.get("ladder")):
@@ -123,9 +138,9 @@ def chains(config: DictConfig, recovery: Sequence[str]) -> dict[str, Chain]:
         if bad := [rung for rung in found if "/" in rung or rung == "original"]:
             raise UsageError(f"ladder: {bad[0]!r} is no name for a rung: it is a folder's name, and not `original`")
     else:
-        steps = [(name, build(node)) for name, node in config.compression.items()]
-        starts = [dict(steps[: n + 1]) for n in range(len(steps))]
-        found = {"+".join(start): Chain(start, recovery) for start in starts}
+        nodes = list(config.compression.items())
+        starts = [dict(nodes[: n + 1]) for n in range(len(nodes))]
+        found = {"+".join(map(str, start)): Chain(start, recovery) for start in starts}
     for chain in found.values():
         check_chain(chain.steps)
     return found
@@ -140,8 +155,6 @@ def compose(rung: str, overrides: Sequence[str], recovery: Sequence[str]) -> Cha
     import hydra
     from hydra.errors import HydraException
 
-    from unitsphere.build import build
-
     own, others = divided(overrides)
     try:
         composed = hydra.compose("compress", ["model=none", *others])
@@ -149,8 +162,8 @@ def compose(rung: str, overrides: Sequence[str], recovery: Sequence[str]) -> Cha
         raise UsageError(f"ladder: {rung}: {' '.join(str(error).split())}") from error
     if not composed.compression:
         raise UsageError(f"ladder: {rung}: {list(overrides)} names no compression=…")
-    steps = {str(name): build(hydra_app.resolved(node)) for name, node in composed.compression.items()}
-    return Chain(steps, [*recovery, *own])
+    nodes = {str(name): hydra_app.resolved(node) for name, node in composed.compression.items()}
+    return Chain(nodes, [*recovery, *own])
 
 
 def shared(typed: Sequence[str], of_run: Run | None) -> list[str]:
@@ -188,6 +201,7 @@ class Work:
             raise UsageError("eval is empty: choose what to score each rung on, e.g. eval=retrieval or eval=sts")
         self.dev = lambda: build_evaluators(config.eval, "dev", splits.dev if splits else None)
         self.pairs = pairs(splits.train, config.sample, config.seed) if splits else []
+        self.made: dict[str, Path] = {}  # see `Chain.key`
         self.max_length = config.max_length or (self.data.max_length if self.data is not None else None)
 
     def climb(self, run: Run, rungs: Mapping[str, Chain]) -> None:
@@ -202,6 +216,7 @@ class Work:
         for name, chain in {BASELINE: Chain({}), **rungs}.items():
             place = models / name
             artefact.save(self.carried_out(run, name, chain), place)
+            self.made[chain.key(len(chain.nodes))] = place
             model = artefact.load(place)  # what a user gets, and nothing that only this process has
             result = self.scored(model)
             if not found:
@@ -220,8 +235,9 @@ class Work:
         from unitsphere import artefact
         from unitsphere.compression.step import Context
 
-        model = artefact.load(self.config.model)
-        for name, step in chain.steps.items():
+        done = next((n for n in range(len(chain.nodes), 0, -1) if chain.key(n) in self.made), 0)
+        model = artefact.load(self.made[chain.key(done)] if done else self.config.model)
+        for name, step in list(chain.steps.items())[done:]:
             folder = run.folder / "runs" / rung / name
             folder.mkdir(parents=True)
             context = Context(self.pairs, self.max_length, folder, self.config.seed, self.dev_score)
