@@ -133,19 +133,27 @@ def test_bm25_from_disk_scores_the_same(tmp_path):
             assert (again.scores(query) == index.scores(query)).all() and again.size == index.size
 
 
-def test_both_verbs_on_the_command_line(folder):
-    said = command("index", "model=old", "corpus=corpus.jsonl", "out=made", cwd=folder).stdout
-    assert "382 documents, 128 bytes a vector, exact" in said
-    said = command(
-        "search", "in=made", "query=what's a {red}, ${old} cat = 'dog'\\", "query=Grüße", "k=3", cwd=folder
-    ).stdout
-    lines = said.splitlines()[-8:]
-    assert lines[0] == "what's a {red}, ${old} cat = 'dog'\\" and lines[4] == "Grüße"
-    assert lines[1].split()[0] == "1" and lines[3].split()[0] == "3"
+def said_by(verb, capsys, *arguments):
+    """What a verb prints, in this process."""
+    capsys.readouterr()
+    verb.main([*arguments, "threads=1"])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_both_verbs_on_the_command_line(folder, capsys):
+    assert (
+        said_by(index_verb, capsys, "model=old", "corpus=corpus.jsonl", "out=made")[0]
+        == "382 documents, 128 bytes a vector, exact"
+    )
+    strange = "what's a {red}, ${old} cat = 'dog'\\"
+    lines = said_by(search_verb, capsys, "in=made", f"query={strange}", "query=Grüße", "k=3")
+    assert lines[0] == strange and lines[4] == "Grüße" and len(lines) == 8
+    assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
+    assert command("search", "in=made", f"query={strange}", "k=3", cwd=folder).stdout.splitlines()[-4:] == lines[:4]
     (folder / "asked.jsonl").write_text(
         "".join(json.dumps({"_id": f"q{i}", "text": q}) + "\n" for i, q in enumerate(QUERIES))
     )
-    command("search", "in=made", "queries=asked.jsonl", "out=found.jsonl", "hybrid=rrf", "k=4", cwd=folder)
+    said_by(search_verb, capsys, "in=made", "queries=asked.jsonl", "out=found.jsonl", "hybrid=rrf", "k=4")
     found = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
     assert [line["_id"] for line in found] == ["q0", "q1", "q2"] and all(len(line["found"]) == 4 for line in found)
     assert found[0]["found"] == ask("hybrid=rrf", "k=4")[0]
@@ -157,6 +165,7 @@ def test_both_verbs_on_the_command_line(folder):
         (["in=made"], "give one of query="),
         (["in=made", "query=a", "queries=corpus.jsonl"], "give one of query="),
         (["in=made", "query=  "], "the query 1 has no text"),
+        (["in=made", "query=a", "query=a \udcff"], "the query 2 is not Unicode"),
         (["in=made", "query=a", "k=383"], "the index has 382 documents, so 1 to 382"),
         (["in=made", "query=a", "k=0"], "1 to 382"),
         (["in=nowhere", "query=a"], "nowhere: no index is there"),
@@ -192,6 +201,7 @@ def test_another_model_at_the_same_place_is_told(folder):
         ("", [], "is empty"),
         ('{"text": "a"}\n{"txt": "b"}\n', [], "row 2"),
         ('{"text": "a"}\nnonsense\n', [], "row 2"),
+        ('{"text": "a"}\n{"_id": "x", "text": "a \\ud800"}\n', [], "the document x is not Unicode"),
         ('{"text": "a"}\n', ["index=pq"], "PQ48"),
         ('{"text": "a"}\n', ["model=nowhere/at_all"], "nowhere/at_all"),
         ('{"text": "a"}\n', ["out=there"], "there is there already"),
@@ -347,18 +357,9 @@ def test_bad_migrations_leave_nothing(folder, overrides, model, said):
     assert not list(folder.glob("moved*"))
 
 
-def test_migrating_on_the_command_line(folder):
+def test_migrating_on_the_command_line(folder, capsys):
     make()
-    said = command(
-        "migrate",
-        "from=made",
-        "model=new",
-        "out=moved",
-        "sample=200",
-        "held_out=100",
-        f"path={beir(folder)}",
-        cwd=folder,
-    ).stdout
+    arguments = ["from=made", "model=new", "out=moved", "sample=200", "held_out=100", f"path={beir(folder)}"]
+    said = "\n".join(said_by(migrate_verb, capsys, *arguments))
     assert "procrustes, learned from 200 documents; on 100 others the cosine" in said and "words/recall@10" in said
-    found = command("search", "in=moved", "query=the fish", "k=2", cwd=folder).stdout.splitlines()[-3:]
-    assert found[0] == "the fish" and [line.split()[0] for line in found[1:]] == ["1", "2"]
+    assert len(said_by(search_verb, capsys, "in=moved", "query=the fish", "k=2")) == 3

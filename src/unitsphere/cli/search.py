@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from unitsphere.cli import hydra_app
-from unitsphere.cli.index import loaded, new
+from unitsphere.cli.index import check_unicode, loaded, new
 from unitsphere.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,18 +55,18 @@ def given(path: str | None, asked: Sequence[str]) -> list[tuple[str, str]]:
     """Ids and texts of the queries.
 
     Raises:
-        UsageError: There are none, two kinds of them, or one is empty.
+        UsageError: There are none, two kinds of them, or one is empty or not Unicode.
     """
     from unitsphere.formats import on_disk
 
     if (path is None) == (not asked):
         raise UsageError('give one of query="…" and queries=FILE')
-    queries = (
-        list(zip(*on_disk.documents(path), strict=True)) if path else [(str(i), q) for i, q in enumerate(asked, 1)]
-    )
+    typed = ((str(number), text) for number, text in enumerate(asked, 1))
+    queries = list(typed if path is None else zip(*on_disk.documents(path), strict=True))
     for i, text in queries:
         if not text.strip():
             raise UsageError(f"{path or 'query='}: the query {i} has no text.")
+        check_unicode(f"{path or 'query='}: the query {i}", text)
     return queries
 
 
