@@ -58,6 +58,31 @@ def test_a_chain_with_a_recovery_is_carried_out_and_every_step_is_scored(tmp_pat
 
 
 @pytest.mark.slow
+def test_a_training_run_ends_with_its_compression(tmp_path, pairs):
+    line = [
+        sys.executable,
+        "-m",
+        "unitsphere.cli",
+        "train",
+        "loss=infonce",
+        "encoder=tiny",
+        "data=pairs",
+        f"data.path={pairs}",
+    ]
+    small = ["data.batch_size=8", "trainer.max_steps=2", "trainer.threads=1", "eval=retrieval", "select=last"]
+    wrong = subprocess.run(
+        [*line, *small, "compression=[int8_dynamic,qat]"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert wrong.returncode == 2 and "cannot come after" in wrong.stderr
+    done = subprocess.run([*line, *small, "compression=[int8_dynamic]"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (run,) = (r for r in (tmp_path / "outputs" / "infonce-mean").iterdir() if Run.open(r).info["status"] == "done")
+    (compressed,) = (run / "compressed" / run.name).iterdir()
+    assert Run.open(compressed).info["rungs"][1]["name"] == "int8_dynamic"
+    assert artefact.load(compressed / "models" / "int8_dynamic").encode(["red"]).shape == (1, 32)
+
+
+@pytest.mark.slow
 def test_bad_usage_is_said_before_anything_is_made(tmp_path, pairs):
     saved(tmp_path / "mine")
     data = ["data=pairs", f"data.path={pairs}"]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unitsphere.types import Result
 
 
+OF_RANKS = ("UNITSPHERE_RUN_OF_RANKS", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 RECOVERY = "recovery."  # an override that begins so goes to the runs that steps ask for, without it
 
 
@@ -55,6 +56,39 @@ def main(arguments: Sequence[str]) -> None:
     """Entry point."""
     own, others = divided(arguments)
     hydra_app.run("compress", partial(job, recovery=own), others)
+
+
+def check(config: DictConfig) -> None:
+    """Look at the steps that a run of train.yaml is to end with, before it has trained for hours.
+
+    Raises:
+        UsageError: They cannot follow each other.
+    """
+    if config.get("compression"):
+        from unitsphere.compression.step import check_chain
+
+        check_chain(Chain(config.compression).steps)
+
+
+def after_training(run: Run) -> None:
+    """`unitsphere compress` of a run that has steps of compression, scored as the run was, in its folder.
+
+    Raises:
+        UsageError: It failed; what it said stands above.
+    """
+    steps = list(map(str, run.config.get("compression") or ()))
+    if not steps:
+        return
+    typed: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "overrides.yaml"))
+    own = [o for o in typed if o.lstrip("+~").startswith(("compression.", "calibration@", "eval=", "eval.", "index@"))]
+    fixed = [f"model={run.folder}", f"compression=[{','.join(steps)}]", f"outputs={run.folder}"]
+    settings = [f"seed={run.config.seed}", f"threads={run.config.trainer.threads}"]
+    line = [sys.executable, "-m", "unitsphere.cli", "compress", *fixed, *own, *settings]
+    alone = {k: v for k, v in os.environ.items() if k not in OF_RANKS}
+    if subprocess.run(line, env=alone).returncode:
+        raise UsageError(
+            f"{run.folder} is trained; compressing it failed, and can be tried again: {' '.join(line[3:])}"
+        )
 
 
 def divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unitsphere.cli import hydra_app, sweep
+from unitsphere.cli import compress, hydra_app, sweep
 from unitsphere.errors import Pruned, UsageError
 from unitsphere.runs import Run, cell, stamped, write
 
@@ -107,6 +107,7 @@ def start(
         at_once: Runs that share this machine's cores.
     """
     settle(config, at_once)
+    compress.check(config)
     if folder is not None and (folder / cell(config) / "overrides.yaml").exists():
         return Run.open(folder / cell(config))
     if folder is not None:
@@ -173,6 +174,7 @@ def go(run: Run, callbacks: Sequence[Any] = ()) -> float:
     if metrics:
         table.show(table.before_after(metrics, info["best_step"], info["steps"]))
     table.show(f"{run.folder}  ({info['wall_seconds']:.0f} s, {info['peak_memory_gib']} GiB)")
+    compress.after_training(run)
     return chosen_by(run)
 
 
