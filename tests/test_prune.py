@@ -26,6 +26,7 @@ from unitsphere.build import build
 from unitsphere.compression.importance import best, gradient, magnitude
 from unitsphere.compression.layers import PruneLayers
 from unitsphere.compression.magnitude import PruneMagnitude, compressed_bytes
+from unitsphere.compression.onnx import Onnx
 from unitsphere.compression.step import Context, check_chain
 from unitsphere.compression.structured import PruneFFN, PruneHeads
 from unitsphere.encoders.cross_encoder import CrossEncoder
@@ -146,6 +147,16 @@ def test_what_only_we_can_load_is_refused_by_others(step, tmp_path):
         with pytest.raises(RuntimeError):
             load(str(tmp_path / "model"))
     np.testing.assert_allclose(artefact.load(tmp_path / "model").encode(TEXTS), model.encode(TEXTS), atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_a_cut_model_is_exported(kind, tmp_path):
+    model = embedder_of(kind)
+    prune(model.encoder.model, "heads", HEADS)
+    prune(model.encoder.model, "ffn", some("ffn"))
+    graph = Onnx().apply(copy.deepcopy(model), context(tmp_path))
+    np.testing.assert_allclose(graph.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
 
 
 def test_a_cut_model_trains(tmp_path):
