@@ -14,7 +14,6 @@ from transformers import BertForSequenceClassification
 
 from conftest import composed
 from serving import Letters, answers, clients, queued, sample, until
-from unitsphere import paths
 from unitsphere.cli import serve
 from unitsphere.coded import Coded
 from unitsphere.embedder import Embedder
@@ -25,7 +24,7 @@ from unitsphere.pooling.mean import MeanPooling
 from unitsphere.search.codes import Binary
 from unitsphere.serving.app import ENDPOINTS, create_app
 from unitsphere.serving.gate import Door
-from unitsphere.serving.settings import Limits, Settings
+from unitsphere.serving.settings import Limits, Process, Settings
 
 PROMPTS = {"query": "query: ", "document": "", "code": "code: "}
 TEXTS = [
@@ -492,33 +491,41 @@ def test_every_path_is_counted_by_its_name(model):
 
 
 def test_the_configuration_s_keys_are_the_settings():
-    config = composed("model=x", root="serve")
-    settings, limits = Settings(), Limits()
-    for key in ("role", "on_long", "batch_tokens", "wait_ms", "cache_mib"):
-        assert config[key] == getattr(settings, key), key
-    assert OmegaConf.to_container(config.limits) == vars(limits)
-    code = (paths.conf().parent / "src/unitsphere/cli/serve.py").read_text()
-    read = set(re.findall(r"config\.(\w+)", code)) | set(re.findall(r'"(\w+)"', code[code.index("for key in") :]))
-    assert set(config) <= read | {"limits"}, "a key that nothing reads"
+    config = OmegaConf.to_container(composed("model=x", "threads=1", root="serve"))
+    given = {"name": "model", "api_key": None}  # made of `name` and `api_key_env`
+    assert serve.checked(Settings, {**config, **given}) == Settings() and serve.checked(Process, config) == Process()
+    read = {field for kind in (Settings, Process) for field in kind.__dataclass_fields__}
+    assert set(config) == read - {"api_key"} | {"model", "reranker", "api_key_env"}
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("overrides", "said"),
     [
-        (lambda: Settings(on_long="crop"), "cut or error"),
-        (lambda: Settings(batch_tokens=0), "batch_tokens=0"),
-        (lambda: Settings(wait_ms=-1), "wait_ms=-1"),
-        (lambda: Limits(texts=0), "limits.texts=0"),
-        (lambda: serve.api_key("UNITSPHERE_NO_KEY"), "UNITSPHERE_NO_KEY"),
-        (lambda: serve.job(composed("model=/no/model", "on_long=crop", root="serve")), "on_long=crop"),
-        (lambda: serve.job(composed(root="serve")), "model must be given"),
-        (lambda: create_app(Letters(), None, Settings(role="quary")), "role=quary"),
+        (["on_long=crop"], "on_long=crop: Input should be 'cut' or 'error'"),
+        (["batch_tokens=0"], "batch_tokens=0"),
+        (["batch_tokens=many"], "batch_tokens=many"),
+        (["wait_ms=-1"], "wait_ms=-1"),
+        (["limits.texts=0"], "limits.texts=0"),
+        (["limits.texts=null"], "limits.texts=None"),
+        (["port=http"], "port=http"),
+        (["port=70000"], "port=70000"),
+        (["threads=0"], "threads=0"),
+        (["cache_mib=inf"], "cache_mib=inf"),
+        (["grace_seconds=-1"], "grace_seconds=-1"),
+        (["api_key_env=UNITSPHERE_NO_KEY"], "UNITSPHERE_NO_KEY"),
+        (["model=???"], "model must be given"),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )  # fmt: skip
-def test_what_a_server_cannot_be_told(made, said, monkeypatch):
+def test_what_a_server_cannot_be_told(overrides, said, monkeypatch):
     monkeypatch.delenv("UNITSPHERE_NO_KEY", raising=False)
     with pytest.raises(UsageError, match=re.escape(said)):
-        made()
+        serve.job(composed("model=/no/model", *overrides, root="serve"))
+
+
+def test_a_role_that_the_model_has_no_prompt_for_ends_it_at_once(model):
+    with pytest.raises(UsageError, match="role=quary: this model knows query, document, symmetric, code"):
+        create_app(model, None, Settings(role="quary"))
 
 
 def test_without_the_extra_it_says_how_to_get_it(monkeypatch):

@@ -1,14 +1,18 @@
 """`unitsphere serve`: a model behind HTTP."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
+from typing import Any, TypeVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app
 from unitsphere.errors import UsageError
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,26 +35,40 @@ def job(config: DictConfig) -> None:
     from unitsphere.serving.app import create_app
     from unitsphere.serving.gate import Door
     from unitsphere.serving.server import Server, listen
-    from unitsphere.serving.settings import Limits, Settings
+    from unitsphere.serving.settings import Process, Settings
     from unitsphere.training.run import quiet
     from unitsphere.training.trainer import cpu_threads
 
     quiet()
-    settings = Settings(
-        name=config.name or called(config.model),
-        api_key=api_key(config.api_key_env),
-        limits=Limits(**config.limits),
-        **{key: config[key] for key in ("role", "on_long", "batch_tokens", "wait_ms", "cache_mib")},
-    )
-    torch.set_num_threads(cpu_threads() if config.threads == "auto" else config.threads)
+    if config.threads == "auto":
+        config.threads = cpu_threads()
+    keys: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    keys |= {"name": config.name or called(config.model), "api_key": api_key(config.api_key_env)}
+    settings, process = checked(Settings, keys), checked(Process, keys)
+    torch.set_num_threads(process.threads)
     model = artefact.load(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
     reranker = CrossEncoder(config.reranker) if config.reranker is not None else None
     door = Door()
     app = create_app(model, reranker, settings, door)
-    with listen(config.host, config.port) as listener:
+    with listen(process.host, process.port) as listener:
         host, port = listener.getsockname()[:2]
         show(f"{settings.name}, {model.dim} numbers a vector, on http://{host}:{port} (/docs, /health, /metrics)")
-        Server(app, door, config.grace_seconds).run(sockets=[listener])
+        Server(app, door, process.grace_seconds).run(sockets=[listener])
+
+
+def checked(kind: Callable[..., T], keys: Mapping[str, Any]) -> T:
+    """A dataclass of serving/settings.py out of the configuration's keys of the same names.
+
+    Raises:
+        UsageError: A value does not fit.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return kind(**{name: keys[name] for name in signature(kind).parameters})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UsageError(f"{'.'.join(map(str, first['loc']))}={first['input']}: {first['msg']}") from None
 
 
 def called(model: str) -> str:

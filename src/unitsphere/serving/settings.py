@@ -1,11 +1,12 @@
-"""What a server may be told; conf/serve.yaml says what each costs."""
+"""What a server may be told, with what fits; conf/serve.yaml has the same keys and says what each costs."""
 
-from dataclasses import dataclass, field, fields
-from typing import Literal, get_args
+from dataclasses import field
+from typing import Annotated, Literal
 
-from unitsphere.errors import UsageError
+from pydantic import Field, PositiveInt
+from pydantic.dataclasses import dataclass
 
-OnLong = Literal["cut", "error"]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -16,23 +17,18 @@ class Limits:
         texts: Of a request (413).
         characters: Of a text with its prompt (413).
         body_bytes: Of a request (413, before more is read).
-        queue_tokens: Waiting for the model from which on new requests are refused (429). One request may overfill it.
+        queue_tokens: Waiting for the model, from which on new requests are refused (429). One request may overfill it.
     """
 
-    texts: int = 2048
-    characters: int = 100_000
-    body_bytes: int = 2**24
-    queue_tokens: int = 100_000
-
-    def __post_init__(self) -> None:
-        for of in fields(self):
-            if getattr(self, of.name) < 1:
-                raise UsageError(f"limits.{of.name}={getattr(self, of.name)}: 1 or more would fit.")
+    texts: PositiveInt = 2048
+    characters: PositiveInt = 100_000
+    body_bytes: PositiveInt = 2**24
+    queue_tokens: PositiveInt = 100_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a server answers.
+    """How requests are answered.
 
     Attributes:
         name: What clients call the model.
@@ -46,18 +42,26 @@ class Settings:
 
     name: str = "model"
     role: str | None = None
-    on_long: OnLong = "cut"
-    batch_tokens: int = 1024
-    wait_ms: float = 0
-    cache_mib: float = 256
+    on_long: Literal["cut", "error"] = "cut"
+    batch_tokens: PositiveInt = 1024
+    wait_ms: Amount = 0
+    cache_mib: Amount = 256
     limits: Limits = field(default_factory=Limits)
     api_key: str | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        if self.on_long not in get_args(OnLong):
-            raise UsageError(f"on_long={self.on_long}: cut or error would fit.")
-        if self.batch_tokens < 1 or self.wait_ms < 0 or self.cache_mib < 0:
-            raise UsageError(
-                f"batch_tokens={self.batch_tokens}, wait_ms={self.wait_ms}, cache_mib={self.cache_mib}: 1 or more, and "
-                "0 or more would fit."
-            )
+
+@dataclass(frozen=True)
+class Process:
+    """Where requests come in, and what computes.
+
+    Attributes:
+        host: An address of this machine, or a name of it.
+        port: 0 takes a free one.
+        threads: Of the model, on a CPU.
+        grace_seconds: For accepted requests to finish after SIGTERM.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    threads: PositiveInt = 1
+    grace_seconds: Amount = 30
