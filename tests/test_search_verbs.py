@@ -143,7 +143,7 @@ def said_by(verb, capsys, *arguments):
 def test_both_verbs_on_the_command_line(folder, capsys):
     assert (
         said_by(index_verb, capsys, "model=old", "corpus=corpus.jsonl", "out=made")[0]
-        == "382 documents, 128 bytes a vector, exact"
+        == "382 documents, 128 bytes a vector on disk, exact"
     )
     strange = "what's a {red}, ${old} cat = 'dog'\\"
     lines = said_by(search_verb, capsys, "in=made", f"query={strange}", "query=Grüße", "k=3")
@@ -362,4 +362,5 @@ def test_migrating_on_the_command_line(folder, capsys):
     arguments = ["from=made", "model=new", "out=moved", "sample=200", "held_out=100", f"path={beir(folder)}"]
     said = "\n".join(said_by(migrate_verb, capsys, *arguments))
     assert "procrustes, learned from 200 documents; on 100 others the cosine" in said and "words/recall@10" in said
+    assert "less is found than by the old model" in said
     assert len(said_by(search_verb, capsys, "in=moved", "query=the fish", "k=2")) == 3

@@ -28,7 +28,7 @@ def job(config: DictConfig) -> None:
     from unitsphere.report.table import show
 
     made = make(hydra_app.resolved(config))
-    show(f"{len(made):,} documents, {made.about['vector_bytes']:,} bytes a vector, {made.index.name}")
+    show(f"{len(made):,} documents, {made.about['vector_bytes']:,} bytes a vector on disk, {made.index.name}")
     for limit, cut in made.about["cut"].items():
         show(f"{cut:,} documents were cut at {limit} tokens, the model's limit or max_length")
     show(f'unitsphere search in={made.folder} query="…"')

@@ -42,6 +42,11 @@ def job(config: DictConfig) -> None:
     )
     if "retrieval" in said:
         table.show(table.side_by_side(said["retrieval"], title=f"on {said['set']}"))
+        was, mapped, _ = (of_way[f"{said['set']}/{MEASURES[-1]}"] for of_way in said["retrieval"].values())
+        if mapped < was:
+            table.show(
+                "less is found than by the old model with the old index: embed the documents again, or keep both"
+            )
     table.show(
         f"embedding all {len(made):,} documents would take about {said['seconds_to_embed_all']:,.0f} s; mapping them "
         f"took {said['seconds_to_map_all']:,.1f} s"

