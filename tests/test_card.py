@@ -74,6 +74,7 @@ def test_the_code_on_the_card_runs(run):
     assert np.abs(plain - vectors[0]).max() > 1e-3  # the card's call uses the prompt
 
 
+@pytest.mark.slow
 def test_a_base_hands_its_licence_down(run, pairs, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(run.folder / "model", base)
@@ -106,6 +107,7 @@ def test_a_pooling_that_sentence_transformers_lacks(pairs, tmp_path):
     assert ModelCard(text).data.library_name == "transformers"
 
 
+@pytest.mark.slow
 def test_pushed_to_a_folder(run, tmp_path):
     target = tmp_path / "served" / "mine"
     target.parent.mkdir()

@@ -174,6 +174,7 @@ def test_a_recovery_reads_the_data_that_is_typed_or_the_runs(tmp_path):
     assert shared(["compression=qat"], None) == []
 
 
+@pytest.mark.slow
 def test_speed_counts_texts_and_memory_is_of_a_process_of_its_own(tmp_path):
     folder = saved(tmp_path / "mine")
     load = {"a": lambda: artefact.load(folder), "b": lambda: artefact.load(folder)}

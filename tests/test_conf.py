@@ -153,6 +153,7 @@ def test_answers_without_importing_torch(arguments):
     assert done.returncode == 0 and "loss" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_somebody_elses_loss_needs_no_change_here(tmp_path, pairs):
     (tmp_path / "loss").mkdir()
     (tmp_path / "loss" / "mine.yaml").write_text("_target_: mine.Mine\nscale: 3.0\n")

@@ -43,6 +43,7 @@ def test_a_launcher_gives_the_numbers_of_one_process(line, tmp_path, launcher):
     assert len(set.union(*names)) == 2  # the same cells
 
 
+@pytest.mark.slow
 def test_every_process_has_a_gpu_of_its_own(tmp_path):
     code = "from unitsphere.training import gpus; import os; print(gpus.take_one(), os.environ['CUDA_VISIBLE_DEVICES'], flush=True); input()"
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,7", "UNITSPHERE_CACHE": str(tmp_path)}

@@ -176,6 +176,7 @@ def test_a_browser_opens_the_page_without_errors(finished, cells, tmp_path, of):
     assert len(numbers) > 1 and numbers == sorted(numbers, reverse=True)
 
 
+@pytest.mark.slow
 def test_the_verb(finished, tmp_path):
     run = copied(finished, tmp_path / "run")
     done = command("report", run.folder)

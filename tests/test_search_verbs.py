@@ -140,6 +140,7 @@ def said_by(verb, capsys, *arguments):
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_both_verbs_on_the_command_line(folder, capsys):
     assert (
         said_by(index_verb, capsys, "model=old", "corpus=corpus.jsonl", "out=made")[0]

@@ -59,6 +59,7 @@ async def ended(client, process):
     return await asyncio.gather(*accepted), late
 
 
+@pytest.mark.slow
 def test_a_server_from_its_start_to_its_end(tmp_path):
     pooling, embedder = "unitsphere.pooling.mean.MeanPooling", "unitsphere.embedder.Embedder"
     artefact.save(artefact.assemble(tiny(), {"_target_": pooling}, {"_target_": embedder}), tmp_path / "tiny")

@@ -80,6 +80,7 @@ def test_the_saved_model_is_the_best_checkpoint(finished):
         assert torch.equal(value, best[name]), name
 
 
+@pytest.mark.slow
 def test_the_same_configuration_gives_the_same_numbers(finished, tmp_path):
     done = command("reproduce", finished.folder, f"outputs={tmp_path}", check=False)
     assert done.returncode == 0, done.stdout + done.stderr

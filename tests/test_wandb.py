@@ -89,6 +89,7 @@ def test_a_sweep_logs_each_cell_as_a_run_of_one_group(rows, tmp_path):
         assert {".json", ".html", ".png"} <= kinds
 
 
+@pytest.mark.slow
 def test_a_failed_run_ends_theirs_and_a_resumed_one_is_the_same(rows, tmp_path, monkeypatch):
     import wandb
 
