@@ -28,6 +28,7 @@ ALLOWED = {
     "card": LEAVES | {"runs", "report", "encoders"},
     "model": LEAVES | {"encoders"},
     "static": LEAVES | {"encoders", "model"},
+    "serving": LEAVES | {"model", "encoders"},
     "embedder": LEAVES | {"encoders", "pooling", "model"},
     "artefact": LEAVES | {"encoders", "pooling", "model", "embedder", "build"},
     "coded": LEAVES | {"model", "artefact", "search"},

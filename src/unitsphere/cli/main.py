@@ -14,6 +14,7 @@ VERBS = {
     "mine": "hard negatives for your pairs, and an estimate of how many are none",
     "split": "a validation and a test set out of your own pairs",
     "export": "a model in a form that others serve: ONNX, sentence-transformers, torch.export, TensorRT, Triton",
+    "serve": "a model behind HTTP: /embed, /v1/embeddings, /rerank, with batching and a cache",
     "compress": "make a model smaller and faster, and measure what that costs",
     "chain": "several runs in a row, each from the model before: domain adaptation",
     "plan": "what a command would run, how long it should take and in how much memory, from past runs",
