@@ -12,6 +12,8 @@ which is asked for 1,000 texts again and again. Prints a table, and writes it to
     library   FastAPI around sentence-transformers' `encode`, one request at a time
     batching  unitsphere serve without its cache; and so for each of `variants`, with these settings
     serve     unitsphere serve, texts that come again
+
+`CPU ms` is the server's CPU time a request, which other work on the machine changes least (Linux only).
 """
 
 import asyncio
@@ -34,14 +36,15 @@ from typing import NamedTuple
 
 NAIVE = ("naive", "library")
 Texts = Iterator[str]
-COLUMNS = ["clients", "server", "requests/s", "texts/s", "times naive", "p50 ms", "p99 ms", "errors"]
+COLUMNS = ["clients", "server", "requests/s", "texts/s", "times naive", "p50 ms", "p99 ms", "CPU ms", "errors"]
 
 
 class Load(NamedTuple):
-    """Requests a second, the seconds that each took, and what went wrong."""
+    """Requests a second, the seconds that each took, the server's CPU time for all, and what went wrong."""
 
     speed: float
     took: list[float]
+    cpu: float
     errors: list[str]
 
 
@@ -71,20 +74,26 @@ def naive(kind: str, model: str, threads: int) -> None:
     uvicorn.Server(config).run()
 
 
-def start(name: str, model: str, threads: int, settings: list[str] | None) -> tuple[subprocess.Popen[str], int]:
-    """The server as a process, and its port."""
+def start(name: str, model: str, threads: int, settings: list[str] | None) -> subprocess.Popen[str]:
+    """The server as a process."""
     if settings is None:
         line = [sys.executable, __file__, name, model, str(threads)]
     else:
         line = [sys.executable, "-m", "unitsphere.cli", "serve", f"model={model}", "port=0", f"threads={threads}"]
         line += settings
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for said in process.stdout:
-        port = re.search(r"http://[\d.]+:(\d+)", said)
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def port_of(server: subprocess.Popen[str]) -> int:
+    """The port that it says, once it listens."""
+    assert server.stdout is not None
+    said = []
+    for line in server.stdout:
+        port = re.search(r"http://[\d.]+:(\d+)", line)
         if port:
-            return process, int(port[1])
-    raise SystemExit(f"{name} did not start")
+            return int(port[1])
+        said.append(line)
+    raise SystemExit("".join(said))
 
 
 async def client(port: int, texts: Texts, each: int, until: float, took: list[float], errors: list[str]) -> None:
@@ -107,13 +116,19 @@ async def client(port: int, texts: Texts, each: int, until: float, took: list[fl
     writer.close()
 
 
-async def load(port: int, texts: Texts, each: int, clients: int, seconds: float) -> Load:
+def cpu_seconds(server: subprocess.Popen[str]) -> float:
+    """That a process has computed so far; unlike the time that passes, little changed by what else the machine does."""
+    fields = Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def load(server: subprocess.Popen[str], port: int, texts: Texts, each: int, clients: int, seconds: float) -> Load:
     """The answers of one server within `seconds`."""
     took: list[float] = []
     errors: list[str] = []
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), cpu_seconds(server)
     await asyncio.gather(*(client(port, texts, each, begin + seconds, took, errors) for _ in range(clients)))
-    return Load(len(took) / (time.perf_counter() - begin), took, errors)
+    return Load(len(took) / (time.perf_counter() - begin), took, cpu_seconds(server) - before, errors)
 
 
 def main(model: str, file: str, **options: str) -> None:
@@ -128,23 +143,38 @@ def main(model: str, file: str, **options: str) -> None:
     random.Random(0).shuffle(lines)
     new = (f"{lines[i % len(lines)]} {i}" for i in count())
     again = (random.choice(lines[:1000]) for _ in count())
-    servers = {name: start(name, model, int(options.get("threads", 1)), serve.get(name)) for name in (*NAIVE, *serve)}
+    threads = int(options.get("threads", 1))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended then, too
+    servers = {name: start(name, model, threads, serve.get(name)) for name in (*NAIVE, *serve)}
     loads: dict[tuple[int, str], list[Load]] = defaultdict(list)
     try:
+        ports = {name: port_of(server) for name, server in servers.items()}
         for _ in range(rounds):
             for clients in counts:
-                for name, (_, port) in servers.items():
+                for name, port in ports.items():
                     texts = again if name == "serve" else new
-                    loads[clients, name].append(asyncio.run(load(port, texts, each, clients, seconds)))
+                    done = asyncio.run(load(servers[name], port, texts, each, clients, seconds))
+                    loads[clients, name].append(done)
     finally:
-        for process, _ in servers.values():
-            process.send_signal(signal.SIGTERM)
+        for server in servers.values():
+            server.terminate()
+        for server in servers.values():
+            server.wait()
     rows = []
     for (clients, name), of in loads.items():
         speed = statistics.median(one.speed for one in of)
         ratio = statistics.median(a.speed / b.speed for a, b in zip(of, loads[clients, "naive"], strict=True))
-        cuts = statistics.quantiles([1e3 * wait for one in of for wait in one.took], n=100)
-        figures = [f"{speed:.1f}", f"{speed * each:.1f}", f"{ratio:.2f}", f"{cuts[49]:.1f}", f"{cuts[98]:.1f}"]
+        waits = [1e3 * wait for one in of for wait in one.took]
+        cuts = statistics.quantiles(waits, n=100)
+        cpu = 1e3 * sum(one.cpu for one in of) / len(waits)
+        figures = [
+            f"{speed:.1f}",
+            f"{speed * each:.1f}",
+            f"{ratio:.2f}",
+            f"{cuts[49]:.1f}",
+            f"{cuts[98]:.1f}",
+            f"{cpu:.2f}",
+        ]
         rows.append([str(clients), name, *figures, str(sum(len(one.errors) for one in of))])
     table = ["| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
     print("\n".join(table))
