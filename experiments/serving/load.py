@@ -167,15 +167,9 @@ def main(model: str, file: str, **options: str) -> None:
         waits = [1e3 * wait for one in of for wait in one.took]
         cuts = statistics.quantiles(waits, n=100)
         cpu = 1e3 * sum(one.cpu for one in of) / len(waits)
-        figures = [
-            f"{speed:.1f}",
-            f"{speed * each:.1f}",
-            f"{ratio:.2f}",
-            f"{cuts[49]:.1f}",
-            f"{cuts[98]:.1f}",
-            f"{cpu:.2f}",
-        ]
-        rows.append([str(clients), name, *figures, str(sum(len(one.errors) for one in of))])
+        figures = (speed, speed * each, ratio, cuts[49], cuts[98], cpu)
+        errors = sum(len(one.errors) for one in of)
+        rows.append([str(clients), name, *(f"{figure:.2f}" for figure in figures), str(errors)])
     table = ["| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)]
     print("\n".join(table))
     out = options.get("out")
