@@ -49,8 +49,8 @@ def arguments(embedder: Embedder) -> tuple[tuple[Tensor, ...], list[dict[int, An
     """What `Finished` is exported with, and what of it is of any size."""
     tokens = example(embedder)
     inputs = (tokens.ids, tokens.mask) if embedder.pool_prompt else (tokens.ids, tokens.mask, tokens.prompt)
-    batch, length = Dim("batch", min=1, max=65536), Dim("length", min=1, max=embedder.encoder.max_length)
-    return inputs, [{0: batch, 1: length} if x.dim() == 2 else {0: batch} for x in inputs]
+    some = Dim.DYNAMIC  # which fails where torch would take the example's size for the only one
+    return inputs, [dict.fromkeys(range(x.dim()), some) for x in inputs]
 
 
 def traced(embedder: Embedder, export: Callable[..., Any], module: type[nn.Module] = Finished, **options: Any) -> Any:
