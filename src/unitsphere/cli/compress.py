@@ -258,7 +258,7 @@ class Work:
             run.add_metrics({f"{name}/{k}": v for k, v in result.metrics.items()})
             run.add_items(name, result.items)
             size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and f.suffix in WEIGHTS)
-            found[name] = Rung(name, " ".join(chain.steps) or "-", size, vector_bytes(model))
+            found[name] = Rung(name, " ".join(chain.steps) or "-", size, model.vector_bytes)
             run.note(rungs=noted(found))
             show(f"{name}: {result.primary} {100 * result.metrics[result.primary]:.2f}, {size / 1e6:.1f} MB")
         if self.config.measure:
@@ -340,11 +340,6 @@ class Work:
 
 
 WEIGHTS = {".safetensors", ".onnx", ".data", ".npz", ".npy", ".faiss"}
-
-
-def vector_bytes(model: "Model") -> float:
-    """Bytes of one stored vector."""
-    return float(getattr(model, "vector_bytes", 4 * model.dim))
 
 
 def primaries(result: "Result") -> list[str]:
