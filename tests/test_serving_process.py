@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -116,6 +117,13 @@ def test_it_ends_when_nothing_is_inside_or_its_time_is_up_or_at_a_second_signal(
     server = waiting(grace=60)
     server.handle_exit(signal.SIGINT, None)
     assert asyncio.run(server.on_tick(1)) and server.force_exit
+
+
+def test_an_answer_does_not_wait_for_an_acknowledgement():
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_an_address_that_cannot_be_had_is_named():

@@ -1,7 +1,7 @@
 """`unitsphere serve` under load, beside servers that encode one request at a time.
 
     python experiments/serving/load.py MODEL TEXTS [seconds=5] [rounds=3] [clients=1,8,64] [each=1] [threads=1]
-                                       [variants="wait_ms=2;batch_tokens=4096 wait_ms=2"] [out=FILE]
+                                       [baselines=naive,library] [variants="wait_ms=2;batch_tokens=4096"] [out=FILE]
 
 All servers stand on loopback with the same model and the same number of threads, and are asked in alternation, so that
 only ratios within one run are compared: for `seconds`, each of N clients posts `each` lines of the file TEXTS and waits
@@ -143,9 +143,9 @@ def main(model: str, file: str, **options: str) -> None:
     random.Random(0).shuffle(lines)
     new = (f"{lines[i % len(lines)]} {i}" for i in count())
     again = (random.choice(lines[:1000]) for _ in count())
-    threads = int(options.get("threads", 1))
+    threads, baselines = int(options.get("threads", 1)), options.get("baselines", "naive,library").split(",")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended then, too
-    servers = {name: start(name, model, threads, serve.get(name)) for name in (*NAIVE, *serve)}
+    servers = {name: start(name, model, threads, serve.get(name)) for name in (*baselines, *serve)}
     loads: dict[tuple[int, str], list[Load]] = defaultdict(list)
     try:
         ports = {name: port_of(server) for name, server in servers.items()}

@@ -59,6 +59,10 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise UsageError(f"host={host} port={port}: {error}. port=0 takes a free one.") from error
+    # Connections inherit it. asyncio does not set it on what create_server made, and an answer would wait 40 ms for an
+    # acknowledgement between its head and its body.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
