@@ -96,10 +96,11 @@ def test_bad_usage_is_said_before_anything_is_made(tmp_path, pairs):
         (["model=mine", "compression=onnx", "target=quality>98%", *data], "quality>98%"),
         (["model=nowhere", "compression=onnx", *data], "no such folder"),
         (["model=mine", "compression=onnx"], "has no test queries"),
+        (["model=mine", "compression=onnx", "sample=0", *data], "speed is measured on training texts"),
     ):
         done = compress(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and what in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in done.stderr and not (tmp_path / "outputs").exists()
 
 
 def test_a_target_is_read_or_refused():

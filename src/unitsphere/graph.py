@@ -11,6 +11,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,36 +60,28 @@ class GraphModel(Model):
         self.dim, self.normalize, self.prompts = card.dim, card.normalize, dict(card.prompts)
         self.read = {}
         self.providers: Sequence[Any] = onnxruntime.get_available_providers()
-        self._session: Any = None
 
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    @property
+    @cached_property
     def session(self) -> Any:
         """Made when it is first needed, with as many threads as torch has."""
-        if self._session is None:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            options.log_severity_level = 3
-            self._session = onnxruntime.InferenceSession(
-                str(self.file),
-                options,
-                providers=self.providers,
-                disabled_optimizers=NOT_FUSED,
-            )
-            self._inputs = [i.name for i in self._session.get_inputs()]
-        return self._session
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(
+            str(self.file), options, providers=self.providers, disabled_optimizers=NOT_FUSED
+        )
 
     def __call__(self, tokens: Tokens) -> Tensor:
         """Padded tokens (B, T) to vectors (B, dim)."""
         given = dict(zip(INPUTS, (tokens.ids, tokens.mask, tokens.prompt), strict=True))
-        (vectors,) = self.session.run([OUTPUT], {name: given[name].numpy() for name in self._inputs})
+        (vectors,) = self.session.run([OUTPUT], {i.name: given[i.name].numpy() for i in self.session.get_inputs()})
         return torch.from_numpy(vectors)
 
     def through(self, passes: Passes, texts: Sequence[Text]) -> Tensor:
-        self.session  # noqa: B018
         return passes(texts, self)
 
     def protocol(self) -> dict[str, Any]:

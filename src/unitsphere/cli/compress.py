@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unitsphere import paths
 from unitsphere.cli import hydra_app
-from unitsphere.cli.chain import SHARED
+from unitsphere.cli.chain import SHARED, last_of_each_key
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, provenance, stamped, write
 
@@ -222,6 +222,7 @@ class Work:
     def __init__(self, config: DictConfig, data: Sequence[str]):
         import torch
 
+        from unitsphere import artefact
         from unitsphere.build import build
         from unitsphere.evaluation.score import scores_nothing
         from unitsphere.training.run import build_evaluators
@@ -233,8 +234,11 @@ class Work:
         self.test = build_evaluators(config.eval, "test", splits.test if splits else None)
         if scores_nothing(self.test):
             raise UsageError("eval is empty: choose what to score each rung on, e.g. eval=retrieval or eval=sts")
-        self.dev = lambda: build_evaluators(config.eval, "dev", splits.dev if splits else None)
+        self.dev = cache(lambda: build_evaluators(config.eval, "dev", splits.dev if splits else None))
         self.pairs = pairs(splits.train, config.sample, config.seed) if splits else []
+        if config.measure and not self.pairs:
+            raise UsageError("speed is measured on training texts: name some with data=…, or add measure=false")
+        artefact.load(config.model)  # so that one which cannot be loaded leaves no folder
         self.made: dict[str, Path] = {}  # see `Chain.key`
         self.max_length = config.max_length or (self.data.max_length if self.data is not None else None)
 
@@ -290,8 +294,7 @@ class Work:
         own = [o.replace("{original}", original) for o in overrides]
         fixed = [f"init={start}", f"seed={self.config.seed}", f"trainer.threads={self.config.threads}"]
         typed = [*self.overrides, *own, *fixed, f"outputs={context.folder}", "name=recovery"]
-        kept = {o.partition("=")[0].lstrip("+~"): o for o in typed}  # what comes later wins
-        ended = subprocess.run([sys.executable, "-m", "unitsphere.cli", "train", *kept.values()], env=os.environ)
+        ended = subprocess.run([sys.executable, "-m", "unitsphere.cli", "train", *last_of_each_key(typed)])
         if ended.returncode:
             raise UsageError(f"the recovery in {context.folder} failed; what it said stands above")
         trained = max((context.folder / "recovery").iterdir())
@@ -319,8 +322,6 @@ class Work:
         from unitsphere.report.table import show
 
         texts = list(dict.fromkeys(t for pair in self.pairs for t in pair))[: self.config.texts]
-        if not texts:
-            raise UsageError("speed is measured on training texts: name some with data=…, or add measure=false")
         loaders: dict[str, Callable[[], Model]] = {name: partial(artefact.load, models / name) for name in found}
         options = {"size": self.config.batch, "rounds": self.config.rounds, "max_length": self.max_length}
         speeds = speed.compare(loaders, BASELINE, texts, tell=show, **options)
