@@ -14,6 +14,7 @@ from unitsphere.cli.compress import primaries, shared
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.report import ladder
+from unitsphere.report.records import read
 from unitsphere.runs import Run
 from unitsphere.types import Result
 
@@ -24,9 +25,13 @@ def saved(folder):
     return folder
 
 
-def compress(*arguments, cwd):
-    line = [sys.executable, "-m", "unitsphere.cli", "compress", *arguments]
+def unitsphere(*arguments, cwd):
+    line = [sys.executable, "-m", "unitsphere.cli", *arguments]
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
+
+
+def compress(*arguments, cwd):
+    return unitsphere("compress", *arguments, cwd=cwd)
 
 
 @pytest.mark.slow
@@ -141,25 +146,63 @@ def test_the_front_is_that_of_all_comparisons():
     assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
 
 
-def test_the_share_kept_is_of_the_runs_numbers_with_the_interval_of_the_difference(tmp_path):
-    run = Run.create(tmp_path, "compress")
+def climbed(folder, seed=1, shrink=0.9, model="m", typed=()):
+    """A run of compress with 200 queries, and its queries' scores before and after."""
+    run = Run.create(folder, f"compress{seed}")
     draw = np.random.default_rng(1)
     before = pd.DataFrame({"query": [str(i) for i in range(200)], "mrr@10": draw.uniform(0.5, 1, 200)})
-    after = before.assign(**{"mrr@10": before["mrr@10"] * 0.9})
+    after = before.assign(**{"mrr@10": before["mrr@10"] * shrink})
     for stage, items in (("original", before), ("small", after)):
         run.add_items(stage, {"mine": items})
         run.add_metrics({f"{stage}/mine/mrr@10": float(items["mrr@10"].mean())})
-    (run.folder / "config.yaml").write_text("model: m\n")
+    (run.folder / "config.yaml").write_text(f"model: {model}\nseed: {seed}\nladder: {{small: [compression=static]}}\n")
+    (run.folder / "overrides.yaml").write_text(json.dumps(["ladder=mine", f"seed={seed}", *typed]))
     found = {name: ladder.Rung(name, "-", 10, 4) for name in ("original", "small")}
-    run.note(status="done", choices={}, primaries=["mine/mrr@10"], rungs=ladder.noted(found), model="m")
-    small = ladder.lines(run).set_index("name").loc["small"]
+    run.note(status="done", choices={}, primaries=["mine/mrr@10"], rungs=ladder.noted(found), model=model)
+    return read(run.folder), before["mrr@10"], after["mrr@10"]
+
+
+def test_the_share_kept_is_of_the_runs_numbers_with_the_interval_of_the_difference(tmp_path):
+    record, before, after = climbed(tmp_path)
+    small = ladder.lines([record]).set_index("name").loc["small"]
     assert small["mine/mrr@10 kept"] == pytest.approx(0.9)
     assert small["mine/mrr@10 low"] < 0.9 < small["mine/mrr@10 high"]
-    slow = [np.mean((after["mrr@10"] - before["mrr@10"]).to_numpy()[draw.integers(0, 200, 200)]) for _ in range(3000)]
-    low = 1 + np.quantile(slow, 0.025) / before["mrr@10"].mean()
-    assert small["mine/mrr@10 low"] == pytest.approx(low, abs=0.0015)
-    ladder.save(run)
-    assert "| small |" in (run.folder / "ladder.md").read_text()
+    draw = np.random.default_rng(2)
+    slow = [np.mean((after - before).to_numpy()[draw.integers(0, 200, 200)]) for _ in range(3000)]
+    assert small["mine/mrr@10 low"] == pytest.approx(1 + np.quantile(slow, 0.025) / before.mean(), abs=0.0015)
+    ladder.save([record], tmp_path / "ladder", tmp_path / "ladder.png")
+    assert "| small |" in (tmp_path / "ladder.md").read_text()
+
+
+def test_ladders_of_several_seeds_are_one_table_of_means_and_deviations(tmp_path):
+    shares = (0.9, 0.8, 0.94)
+    made = [climbed(tmp_path / "runs", seed, share) for seed, share in enumerate(shares, start=1)]
+    out = unitsphere("table", "runs", "out=here/ladder", cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    small = pd.read_csv(tmp_path / "here" / "ladder.csv").set_index("name").loc["small"]
+    means = np.array([after.mean() for _, _, after in made])
+    assert small["seeds"] == 3
+    assert small["mine/mrr@10"] == pytest.approx(means.mean())
+    assert small["mine/mrr@10 sd"] == pytest.approx(means.std(ddof=1))
+    assert small["mine/mrr@10 kept"] == pytest.approx(np.mean(shares))
+    assert (
+        f"| small | 3 | {100 * means.mean():.2f} ± {100 * means.std(ddof=1):.2f} | 88.0 |"
+        in (tmp_path / "here" / "ladder.md").read_text()
+    )
+    assert (tmp_path / "here" / "ladder.png").exists() and (tmp_path / "here" / "ladder.html").exists()
+
+
+def test_ladders_that_do_not_belong_together_are_refused(tmp_path):
+    for name, other, what in (
+        ("model", {"model": "another"}, "different models"),
+        ("recovery", {"typed": ["recovery.trainer.max_steps=9"]}, "was made in different ways"),
+    ):
+        climbed(tmp_path / name)
+        climbed(tmp_path / name, seed=2, **other)
+        out = unitsphere("table", name, cwd=tmp_path)
+        assert out.returncode == 2 and what in out.stderr, out.stderr
+    out = unitsphere("table", "model/compress1", "rows=loss", cwd=tmp_path)
+    assert out.returncode == 2 and "out=" in out.stderr
 
 
 def test_primaries_are_the_first_metric_of_each_task():

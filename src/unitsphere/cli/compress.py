@@ -137,16 +137,17 @@ def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
 def report(run: Run, target: str | None) -> None:
     """Write and print the ladder, and the rung that meets the target."""
     from unitsphere.report import ladder
+    from unitsphere.report.records import read
     from unitsphere.report.table import show
 
     notes = []
+    records = [read(run.folder)]
     if target is not None:
-        found = ladder.lines(run)
-        chosen = ladder.smallest(found, run.info["primaries"][0], target)
+        chosen = ladder.smallest(ladder.lines(records), run.info["primaries"][0], target)
         notes = [f"smallest with {target}: " + (f"{chosen} (models/{chosen})" if chosen else "none of these rungs")]
         run.note(target=target, chosen=chosen)
-    ladder.save(run, notes)
-    show(ladder.terminal(run))
+    ladder.save(records, run.folder / "ladder", run.folder / "pictures" / "ladder.png", notes)
+    show(ladder.terminal(records))
     for line in (*notes, str(run.folder)):
         show(line)
 

@@ -15,7 +15,7 @@ unitsphere table STUDY/study.yaml [key=value …]
 
 Arranges the runs in these folders (and below them) as a table: mean ± sd over seeds, best and second, differences from
 a baseline with significance, and a list of what is unequal among the runs. An evaluation of a run counts with that
-run's settings.
+run's settings. Runs of `unitsphere compress` of one model become one ladder, its rungs' mean ± sd over seeds.
 
   rows=loss,pooling      groups and keys that make the rows; by default all in which the runs differ
   cols=pooling           the same for columns, with one metric
@@ -31,6 +31,7 @@ Significance: a paired bootstrap over queries or pairs (2,000 samples), and a pa
 
   unitsphere table outputs/sweeps/train/20261124-212000 rows=loss cols=pooling
   unitsphere table outputs rows=loss metric=sts baseline=loss=simcse out=experiments/losses/table
+  unitsphere table outputs/compressed/minilm out=experiments/compression/ladder
 """
 OPTIONS = ("rows", "cols", "metric", "baseline", "layout", "out", "mix")
 
@@ -47,7 +48,11 @@ def main(arguments: Sequence[str]) -> None:
     if not paths:
         raise UsageError("table: name one or more folders of runs, e.g. outputs")
     records, given = found(paths)
-    show(records, {**given, **options})
+    options = {**given, **options}
+    if any("rungs" in record.info for record in records):
+        ladder(records, options)
+    else:
+        show(records, options)
 
 
 def found(paths: Sequence[str]) -> "tuple[list[Record], Mapping[str, str]]":
@@ -103,6 +108,25 @@ def show(records: "Sequence[Record]", options: Mapping[str, str]) -> None:
             write(out.with_name(f"{out.name}.{ending}"), form(made))
         write(out.with_name(f"{out.name}.html"), page(made, out.name))
         printed(f"written: {out}.md, .tex, .csv, .html")
+
+
+def ladder(records: "Sequence[Record]", options: Mapping[str, str]) -> None:
+    """Runs of `unitsphere compress` as one ladder: print it and, with out=, write it.
+
+    Raises:
+        UsageError: An option does not fit, or the runs do not belong together.
+    """
+    from unitsphere.report import ladder
+    from unitsphere.report.table import show as printed
+
+    if unfit := options.keys() - {"out"}:
+        raise UsageError(f"table: {sorted(unfit)[0]}= is not for ladders of compression; out=FOLDER/NAME is.")
+    ladders = ladder.find(records)
+    printed(ladder.terminal(ladders))
+    if "out" in options:
+        out = Path(options["out"])
+        ladder.save(ladders, out, out.with_name(f"{out.name}.png"))
+        printed(f"written: {out}.md, .tex, .csv, .html, .png")
 
 
 def _listed(text: str) -> list[str]:

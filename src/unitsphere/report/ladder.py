@@ -5,20 +5,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from unitsphere.errors import UsageError
 from unitsphere.report import render, significance
+from unitsphere.report.comparability import refuse_mixed_protocols
 from unitsphere.report.html import document, panels, paragraph, svg, table
 from unitsphere.report.pictures import BLUE, GREY
 from unitsphere.report.records import Record
-from unitsphere.report.records import read as record_of
 from unitsphere.report.table import shown
-from unitsphere.runs import Run, write
+from unitsphere.runs import write
 
 BASELINE = "original"
 UNITS = {
@@ -31,6 +33,7 @@ UNITS = {
     "latency_p50": ("ms", "of one text"),
     "latency_p99": ("ms", "of one text"),
 }
+COSTS = ("size", "vector", "memory", "throughput", "speedup", "speedup_one", "latency_p50", "latency_p99")
 WIDE = ("95% interval", "vector bytes", "memory MiB", "texts/s", "p50 ms")  # not on the screen
 CONDITION = re.compile(r"(\w+)(>=|<=)([0-9.]+)(\S*)")
 
@@ -60,44 +63,96 @@ class Rung:
     latency_p99: float | None = None
 
 
-def lines(run: Run) -> pd.DataFrame:
-    """One row a rung out of a run's folder: its measured costs, each metric, and the share of the original's that is
-    kept, with the 95% interval that resampled queries or pairs give to the difference."""
-    record = record_of(run.folder)
-    primary = primaries(record)
+def find(records: Sequence[Record]) -> list[Record]:
+    """Those of records that are ladders; what else lies in their folders are parts of them.
+
+    Raises:
+        UsageError: Other runs are among them, or ladders of different models, or rungs of one name that were made or
+            measured in different ways.
+    """
+    ladders = [record for record in records if "rungs" in record.info]
+    if not ladders:
+        return []
+    of_them = [ladder.folder.resolve() for ladder in ladders]
+    for record in records:
+        if "rungs" not in record.info and not any(f in record.folder.resolve().parents for f in of_them):
+            raise UsageError(f"{record.folder} is no ladder of compression, as {ladders[0].folder} is: one table each.")
+    models = list(dict.fromkeys(str(ladder.info["model"]) for ladder in ladders))
+    if len(models) > 1:
+        raise UsageError(f"these ladders begin with different models: {' and '.join(models)}")
+    refuse_mixed_protocols(ladders, [f"{BASELINE}/{metric}" for metric in primaries(ladders)])
+    first: dict[str, tuple[Record, str]] = {}
+    for ladder in ladders:
+        for rung in ladder.info["rungs"]:
+            other, made = first.setdefault(rung["name"], (ladder, _made(ladder, rung["name"])))
+            if made != _made(ladder, rung["name"]):
+                raise UsageError(
+                    f"{rung['name']} was made in different ways: {made} in {other.folder}, "
+                    f"{_made(ladder, rung['name'])} in {ladder.folder}"
+                )
+    return ladders
+
+
+def _made(ladder: Record, rung: str) -> str:
+    """What decides a rung but for the seed, as one text."""
+    overrides = yaml.safe_load((ladder.folder / "overrides.yaml").read_text(encoding="utf-8"))
+    typed = [override for override in overrides if override.lstrip("+~").startswith("recovery.")]
+    steps = {k: v for k, v in ladder.settings.items() if k == f"ladder.{rung}" or k.startswith("compression.")}
+    read = {k: v for k, v in ladder.settings.items() if k in ("sample", "max_length") or k.startswith("data.")}
+    return json.dumps([steps, typed, read], default=str)
+
+
+def lines(ladders: Sequence[Record]) -> pd.DataFrame:
+    """One row a rung: the means over the ladders that have it, which differ in their seed.
+
+    Its measured costs, and of each metric its value, the standard deviation over seeds (`sd`; None of one), the share
+    of the original's that is kept, and the 95% interval that resampled queries or pairs give to that share.
+    """
+    primary = primaries(ladders)
     rows = []
-    for rung in run.info["rungs"]:
-        row: dict[str, Any] = dict(rung)
+    for name in dict.fromkeys(rung["name"] for ladder in ladders for rung in ladder.info["rungs"]):
+        of = [(ladder, rung) for ladder in ladders for rung in ladder.info["rungs"] if rung["name"] == name]
+        row: dict[str, Any] = {"name": name, "steps": of[0][1]["steps"], "seeds": len(of)}
+        for cost in COSTS:
+            known = [rung[cost] for _, rung in of if rung[cost] is not None]
+            row[cost] = fmean(known) if known else None
         for metric in primary:
-            before, after = (record.metrics.get(f"{stage}/{metric}") for stage in (BASELINE, rung["name"]))
-            row[metric] = after
-            if before is None or after is None or rung["name"] == BASELINE:
+            keys = [f"{stage}/{metric}" for stage in (BASELINE, name)]
+            have = [ladder for ladder, _ in of if all(key in ladder.metrics for key in keys)]
+            if not have:
                 continue
-            d = significance.difference([record], [record], f"{BASELINE}/{metric}", f"{rung['name']}/{metric}")
-            row[f"{metric} kept"] = after / before
+            before, after = ([ladder.metrics[key] for ladder in have] for key in keys)
+            row[metric] = fmean(after)
+            row[f"{metric} sd"] = stdev(after) if len(have) > 1 else None
+            if name == BASELINE:
+                continue
+            d = significance.difference(have, have, *keys)
+            row[f"{metric} kept"] = fmean(after) / fmean(before)
             if d.low is not None and d.high is not None:
-                row[f"{metric} low"], row[f"{metric} high"] = 1 + d.low / before, 1 + d.high / before
+                row[f"{metric} low"], row[f"{metric} high"] = (1 + v / fmean(before) for v in (d.low, d.high))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def primaries(record: Record) -> list[str]:
+def primaries(ladders: Sequence[Record]) -> list[str]:
     """The first metric of each task, in the order of the evaluators."""
-    return list(record.info["primaries"])
+    return list(dict.fromkeys(metric for ladder in ladders for metric in ladder.info["primaries"]))
 
 
 def cells(found: pd.DataFrame, primary: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows as a person reads them."""
-    headings = ["rung"]
+    """Headings and rows as a person reads them; how many seeds only where there are several."""
+    several = bool((found["seeds"] > 1).any())
+    headings = ["rung", "seeds"] if several else ["rung"]
     for metric in primary:
         headings += [metric, "kept %", "95% interval"]
     headings += ["size MB", "vector bytes", "memory MiB", "texts/s", "x", "x, one by one", "p50 ms", "p99 ms"]
     rows = []
     for row in found.to_dict("records"):
-        line = [row["name"]]
+        line = [row["name"], str(row["seeds"])] if several else [row["name"]]
         for metric in primary:
-            kept, low, high = (row.get(f"{metric} {part}") for part in ("kept", "low", "high"))
-            line += [shown(metric, _there(row.get(metric))), _text(kept, "{:.1f}", 100)]
+            kept, low, high, sd = (row.get(f"{metric} {part}") for part in ("kept", "low", "high", "sd"))
+            spread = "" if _there(sd) is None else f" ± {100 * float(_there(sd)):.2f}"
+            line += [shown(metric, _there(row.get(metric))) + spread, _text(kept, "{:.1f}", 100)]
             line.append("-" if _there(low) is None else f"{_text(low, '{:.1f}', 100)} to {_text(high, '{:.1f}', 100)}")
         line += [_text(row["size"], "{:.1f}", 1e-6), _text(row["vector"], "{:,.0f}")]
         line += [_text(row["memory"], "{:.0f}"), _text(row["throughput"], "{:,.0f}")]
@@ -114,11 +169,11 @@ def _text(value: Any, pattern: str, factor: float = 1) -> str:
     return "-" if _there(value) is None else pattern.format(factor * value)
 
 
-def terminal(run: Run) -> Table:
+def terminal(ladders: Sequence[Record]) -> Table:
     """For the screen: what fits on it."""
-    headings, rows = cells(lines(run), primaries(record_of(run.folder)))
+    headings, rows = cells(lines(ladders), primaries(ladders))
     narrow = [n for n, heading in enumerate(headings) if heading not in WIDE]
-    narrowed = Table(title="metrics x 100; the rest is in ladder.md", title_justify="left")
+    narrowed = Table(title="metrics x 100; what is written has more columns", title_justify="left")
     for number in narrow:
         narrowed.add_column(headings[number], justify="left" if number == 0 else "right", no_wrap=number == 0)
     for row in rows:
@@ -126,24 +181,26 @@ def terminal(run: Run) -> Table:
     return narrowed
 
 
-def save(run: Run, notes: Sequence[str] = ()) -> None:
-    """Write ladder.md, .tex, .csv, .html and pictures/ladder.png in the run's folder."""
-    found, primary = lines(run), primaries(record_of(run.folder))
+def save(ladders: Sequence[Record], out: Path, picture: Path, notes: Sequence[str] = ()) -> None:
+    """Write <out>.md, .tex, .csv, .html and the picture, a png."""
+    found, primary = lines(ladders), primaries(ladders)
     headings, rows = cells(found, primary)
-    write(run.folder / "ladder.csv", found.to_csv(index=False))
-    text = [*(f"- {note}" for note in notes), "", *render.lines(headings, 1, rows)]
-    write(run.folder / "ladder.md", "\n".join(text).lstrip("\n") + "\n")
-    of_latex = pd.DataFrame(rows, columns=headings).to_latex(index=False, escape=True)
-    write(run.folder / "ladder.tex", of_latex)
-    figure = picture(found, primary[0])
-    folder = run.folder / "pictures"
-    folder.mkdir(exist_ok=True)
-    part = folder / "ladder.writing"
-    figure.savefig(part, format="png", dpi=160)
-    part.replace(folder / "ladder.png")
+    figure = plotted(found, primary[0])
     of_page = [[(cell, "row" if number == 0 else "") for number, cell in enumerate(row)] for row in rows]
     page = [*map(paragraph, notes), svg(figure), table([(heading, "") for heading in headings], of_page)]
-    write(run.folder / "ladder.html", document(f"Compression of {Path(run.info['model']).name}", page))
+    forms = {
+        "csv": found.to_csv(index=False),
+        "md": "\n".join([*(f"- {note}" for note in notes), "", *render.lines(headings, 1, rows)]).lstrip("\n") + "\n",
+        "tex": pd.DataFrame(rows, columns=headings).to_latex(index=False, escape=True),
+        "html": document(f"Compression of {Path(ladders[0].info['model']).name}", page),
+    }
+    for folder in (out.parent, picture.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    for ending, text in forms.items():
+        write(out.with_name(f"{out.name}.{ending}"), text)
+    part = picture.with_suffix(".writing")
+    figure.savefig(part, format="png", dpi=160)
+    part.replace(picture)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -157,7 +214,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def picture(found: pd.DataFrame, metric: str) -> Figure:
+def plotted(found: pd.DataFrame, metric: str) -> Figure:
     """Quality against bytes on disk, time for a text, and bytes a vector, each with its Pareto front."""
     costs = {
         "model, MB": found["size"] / 1e6,
