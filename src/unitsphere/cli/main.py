@@ -16,6 +16,7 @@ VERBS = {
     "export": "a model in a form that others serve: ONNX, sentence-transformers, torch.export, TensorRT, Triton",
     "serve": "a model behind HTTP: /embed, /v1/embeddings, /rerank, with batching and a cache",
     "compress": "make a model smaller and faster, and measure what that costs",
+    "bench": "how fast it is here, beside sentence-transformers or another way of doing it",
     "chain": "several runs in a row, each from the model before: domain adaptation",
     "plan": "what a command would run, how long it should take and in how much memory, from past runs",
     "sweep": "how far a sweep is",

@@ -19,6 +19,7 @@ from unitsphere.encoders.drop_head import add_drop_head
 from unitsphere.encoders.fake_quant import add_fake_quant
 from unitsphere.encoders.layers import keep_layers
 from unitsphere.encoders.lora import add_lora, merged
+from unitsphere.encoders.packed import can_be_packed, first_position, packed
 from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.reader import Reader
 from unitsphere.errors import UsageError
@@ -43,8 +44,19 @@ class TransformerEncoder(nn.Module, Reader):
         # The model inside a head (of a language model, of a cross-encoder), where a loss trains one; in a tuple, so
         # that it is no submodule.
         self.headed: tuple[Any, ...] = ()
+        self.groups: int | None = None  # of like lengths, in which attention pads in training; None pads everything
+
+    def pack(self, groups: int | None) -> None:
+        """Train without padding from now on, where the model can (see packed.py); None is with padding.
+
+        Args:
+            groups: Of texts of like length, in which attention pads.
+        """
+        self.groups = groups if groups is not None and can_be_packed(self.model) else None
 
     def forward(self, tokens: Tokens, layers: bool = False) -> TokenStates:
+        if self.training and self.groups is not None:
+            return packed(self.model, tokens, self.groups, layers)
         out = self.model(input_ids=tokens.ids, attention_mask=tokens.mask, output_hidden_states=layers)
         return TokenStates(out.last_hidden_state, tokens.mask, out.hidden_states if layers else None)
 
@@ -166,9 +178,7 @@ def _limit(config: Any, tokenizer: Any) -> int:
     limits = [tokenizer.model_max_length, 32768]
     positions = getattr(config, "max_position_embeddings", None)
     if positions and positions > 0:
-        # RoBERTa and its kin count positions from the padding index + 1.
-        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        limits.append(positions - offset)
+        limits.append(positions - first_position(config))
     return int(min(limits))
 
 

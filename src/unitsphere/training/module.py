@@ -50,9 +50,16 @@ class EmbeddingModule(pl.LightningModule):
             raise UsageError("trainer.cache_rows does not go with trainer=fsdp; encoder.gradient_checkpointing does")
         shard(self.embedder, self.loss, mesh["data_parallel"])
 
+    def on_fit_start(self) -> None:
+        trainer: Any = self.trainer
+        if trainer.packed and not sharded(self.embedder):
+            self.embedder.encoder.pack(trainer.chunks)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         trainer: Any = self.trainer
-        passes = LengthSorted(self.embedder.encoder.pad, trainer.chunks, trainer.cache_rows, self.device)
+        encoder = self.embedder.encoder
+        chunks = trainer.chunks if encoder.groups is None else 1
+        passes = LengthSorted(encoder.pad, chunks, trainer.cache_rows, self.device)
         e = gather(embeddings(self.embedder, batch, self.loss.views, passes))
         out = self.loss(e)
         rows = len(e.batch.row_ids)

@@ -26,6 +26,7 @@ class AdamW:
         eps: Added to the root of the second moment.
         schedule: One of `SCHEDULES`, as transformers defines them.
         warmup: Share of all steps, in [0, 1), over which the rate rises from 0.
+        fused: Update all numbers of a parameter in one pass through memory. The last digits differ.
 
     Raises:
         UsageError: No such schedule, or a warm-up outside [0, 1).
@@ -39,13 +40,14 @@ class AdamW:
         eps: float = 1e-8,
         schedule: str = "linear",
         warmup: float = 0.0,
+        fused: bool = False,
     ):
         if schedule not in SCHEDULES:
             raise UsageError(f"optim.schedule={schedule}: {', '.join(SCHEDULES)} would fit.")
         if not 0 <= warmup < 1:
             raise UsageError(f"optim.warmup={warmup}: a share of the steps in [0, 1) would fit.")
         self.lr, self.weight_decay, self.betas, self.eps = lr, weight_decay, betas, eps
-        self.schedule, self.warmup = schedule, warmup
+        self.schedule, self.warmup, self.fused = schedule, warmup, fused
 
     def __call__(self, module: nn.Module, steps: float) -> tuple[torch.optim.Optimizer, Any]:
         """Optimiser and scheduler for `module`'s trainable parameters over `steps` steps.
@@ -61,7 +63,8 @@ class AdamW:
                 )
             steps = 1
         groups = parameter_groups(module, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps)
+        betas = self.betas[0], self.betas[1]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=self.fused)
         scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), int(steps))
         return optimizer, scheduler
 

@@ -14,16 +14,18 @@ class Trainer(pl.Trainer):
     """Args:
     threads: CPU threads of one process. Numbers are equal to the last digit only under an equal count.
     chunks: Length-sorted passes in which a batch is encoded (see training/chunks.py); `training/module.py` reads it.
+    packed: Compute a batch without its padding, where the encoder can (see encoders/packed.py); `chunks` are then the
+        groups of attention.
     cache_rows: The gradient cache: texts a pass, each computed again in the backward pass, so that the memory of a
         step does not grow with the batch; about a third more time. None: `chunks` passes, kept in memory.
     kwargs: As for `pytorch_lightning.Trainer`.
     """
 
-    def __init__(self, threads: int, chunks: int, cache_rows: int | None = None, **kwargs: Any):
+    def __init__(self, threads: int, chunks: int, packed: bool = False, cache_rows: int | None = None, **kwargs: Any):
         torch.set_num_threads(threads)
         if chunks < 1 or (cache_rows is not None and cache_rows < 1):
             raise UsageError(f"trainer: chunks={chunks} and cache_rows={cache_rows} must be 1 or more (or null).")
-        self.chunks, self.cache_rows = chunks, cache_rows
+        self.chunks, self.packed, self.cache_rows = chunks, packed, cache_rows
         super().__init__(**kwargs)
 
 
@@ -39,6 +41,7 @@ def make_concrete(config: DictConfig, at_once: int = 1) -> None:
         "threads": max(1, cpu_threads() // at_once) if at_once > 0 else 1,
         "precision": "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true",
         "chunks": 1 if gpu else 4,
+        "packed": not gpu,
     }
     for key, value in automatic.items():
         if config.trainer[key] == "auto":

@@ -1,0 +1,53 @@
+"""One measurement in a process of its own, which has nothing of an earlier one in its memory.
+
+`python -m unitsphere.bench.child` reads what to measure from standard input and prints the numbers as its last line.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import get_method
+from omegaconf import OmegaConf
+
+from unitsphere.errors import UsageError
+
+
+def measured(call: str, config: Any, threads: int, options: Mapping[str, Any]) -> dict[str, float]:
+    """What `call(config, **options)` returns in a new process with so many threads.
+
+    Args:
+        call: Dotted name of a function.
+        config: A resolved configuration.
+
+    Raises:
+        UsageError: It failed; the message is its own.
+    """
+    given = json.dumps([call, OmegaConf.to_container(config), threads, dict(options)])
+    line = [sys.executable, "-m", "unitsphere.bench.child"]
+    ended = subprocess.run(line, input=given, capture_output=True, text=True)
+    if ended.returncode:
+        raise UsageError(f"{call}: {ended.stderr.strip()[-2000:]}")
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Read, measure, print."""
+    import torch
+
+    from unitsphere.training.run import quiet
+
+    call, config, threads, options = json.loads(sys.stdin.read())
+    torch.set_num_threads(threads)
+    quiet()
+    try:
+        numbers = get_method(call)(OmegaConf.create(config), **options)
+    except UsageError as error:
+        sys.exit(str(error))
+    sys.stdout.write(f"\n{json.dumps(numbers)}\n")
+
+
+if __name__ == "__main__":
+    main()

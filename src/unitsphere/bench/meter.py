@@ -1,0 +1,87 @@
+"""Counts and times the steps of a training loop or the passes of an encoder, whichever library runs it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unitsphere.bench import memory
+from unitsphere.bench.peak import forward_flops, synchronized
+
+
+class Meter:
+    """Counts from `start` to `stop`.
+
+    Args:
+        network: The transformers encoder: every id that it looks up it computes, padding and all.
+        reads: The module that is given whole texts.
+        mask: Takes that module's positional arguments, gives the mask (B, T) of their tokens.
+    """
+
+    def __init__(self, network: Any, reads: nn.Module, mask: Callable[[tuple[Any, ...]], Tensor]):
+        self.network, self.mask = network, mask
+        self.computed, self.lengths, self.spans = 0, list[Tensor](), list[float]()
+        self.on = False
+        network.get_input_embeddings().register_forward_pre_hook(self._computes)
+        reads.register_forward_pre_hook(self._reads)
+
+    def _computes(self, module: nn.Module, args: tuple[Tensor]) -> None:
+        if self.on:
+            self.computed += args[0].numel()
+
+    def _reads(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.on:
+            self.lengths.append(self.mask(args).sum(dim=1))
+
+    def start(self) -> None:
+        """Begin to count; what was counted before is forgotten."""
+        self.computed, self.lengths, self.spans, self.on = 0, [], [], True
+        forget_peak()
+        self.began = synchronized()
+
+    @contextmanager
+    def model(self) -> Iterator[None]:
+        """While open, time is the model's."""
+        began = synchronized()
+        yield
+        self.spans.append(synchronized() - began)
+
+    def stop(self) -> None:
+        """Stop counting."""
+        self.seconds = synchronized() - self.began
+        self.on = False
+
+    def numbers(self, unit: str, count: int, passes: int) -> dict[str, float]:
+        """What was counted.
+
+        Args:
+            unit: What is counted a second, e.g. "samples".
+            count: How many of them there were.
+            passes: Forward passes that a pass costs: 3 with the backward pass, 1 without.
+        """
+        lengths = torch.cat(self.lengths)
+        tokens = float(lengths.sum())
+        return {
+            f"{unit}/s": count / self.seconds,
+            "tokens/s": tokens / self.seconds,
+            "padding %": 100 * (1 - tokens / self.computed),
+            "FLOP/s": passes * forward_flops(self.network, lengths) / self.seconds,
+            "outside the model %": 100 * (1 - sum(self.spans) / self.seconds),
+            "peak MiB": peak(),
+        }
+
+
+def forget_peak() -> None:
+    """From now on the peak memory is that from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> float:
+    """MiB at most since `forget_peak`, of the GPU where there is one, else of the process."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else memory.most()

@@ -1,0 +1,120 @@
+"""The same work by sentence-transformers: the same model, texts, order, lengths, batch, precision and loss.
+
+Code: https://github.com/huggingface/sentence-transformers
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from unitsphere import artefact
+from unitsphere.bench.encode import texts_of
+from unitsphere.bench.meter import Meter
+from unitsphere.build import build
+from unitsphere.embedder import Embedder
+from unitsphere.errors import UsageError
+from unitsphere.losses.infonce import InfoNCE
+from unitsphere.losses.simcse import SimCSE
+from unitsphere.training.run import build_embedder
+
+
+def metered(model: Any) -> Meter:
+    """Of a SentenceTransformer."""
+    return Meter(model[0].auto_model, model, lambda args: args[0]["attention_mask"])
+
+
+def loaded(embedder: Embedder, max_length: int | None) -> Any:
+    """An embedder in sentence-transformers.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UsageError(
+            "peer=sentence_transformers needs that library: pip install sentence-transformers accelerate"
+        ) from error
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        artefact.save(embedder, folder)
+        model = SentenceTransformer(str(folder))
+    model.max_seq_length = embedder.encoder.limit(max_length)
+    return model
+
+
+def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
+    """`bench.train.measure` by SentenceTransformerTrainer: AdamW, clipped gradients, no logging, no evaluation.
+
+    Raises:
+        UsageError: The library is not installed, or has no such loss.
+    """
+    data, loss = build(config.data), build(config.loss)
+    if type(loss) not in (SimCSE, InfoNCE):
+        raise UsageError("peer=sentence_transformers: loss=simcse and infonce can be compared.")
+    columns = {"anchor": "anchor", "positive": "anchor" if isinstance(loss, SimCSE) else "positive"}
+    model = loaded(build_embedder(config), config.data.max_length)
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+    from sentence_transformers.losses import MultipleNegativesRankingLoss
+    from sentence_transformers.sampler import DefaultBatchSampler
+    from transformers import TrainerCallback
+
+    rows, size, count = data.splits.train, config.data.batch_size, warm + steps
+    order = build(config.sampler)(rows, size, torch.Generator().manual_seed(config.seed * 1_000_003))
+    chosen = [int(row) for number in range(count) for row in order[number % len(order)]]
+    dataset = Dataset.from_dict({name: [getattr(rows, of)[i] for i in chosen] for name, of in columns.items()})
+    meter = metered(model)
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == warm:
+                meter.start()
+            elif state.global_step == count:
+                meter.stop()
+
+    class Trainer(SentenceTransformerTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            with meter.model():
+                return super().training_step(*args, **kwargs)
+
+    half = "bf16" in str(config.trainer.precision)
+    with TemporaryDirectory() as place:
+        arguments = SentenceTransformerTrainingArguments(
+            output_dir=place,
+            max_steps=count,
+            per_device_train_batch_size=size,
+            learning_rate=config.optim.lr,
+            bf16=half,
+            use_cpu=not torch.cuda.is_available(),
+            batch_sampler=lambda dataset, **options: DefaultBatchSampler(range(len(dataset)), size, True),
+            logging_strategy="no",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_drop_last=True,
+        )
+        objective = MultipleNegativesRankingLoss(model, scale=1 / loss.temperature)
+        Trainer(model, arguments, dataset, loss=objective, callbacks=[Clock()]).train()
+    return {**meter.numbers("samples", size * steps, passes=3), "dtype": "bfloat16" if half else "float32"}
+
+
+def encode(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_size: int) -> dict[str, Any]:
+    """`bench.encode.measure` by `SentenceTransformer.encode`."""
+    embedder = artefact.load(config.model)
+    if not isinstance(embedder, Embedder):
+        raise UsageError(f"peer=sentence_transformers: model={config.model} is a {type(embedder).__name__}.")
+    model = loaded(embedder, max_length)
+    if bf16:
+        model = model.bfloat16()
+    chosen = texts_of(config, texts)
+    model.encode(chosen[:batch_size], batch_size=batch_size)
+    meter = metered(model)
+    meter.start()
+    with meter.model():
+        model.encode(chosen, batch_size=batch_size)
+    meter.stop()
+    return {**meter.numbers("texts", len(chosen), passes=1), "dtype": "bfloat16" if bf16 else "float32"}

@@ -1,0 +1,58 @@
+"""Training steps of ours, through the path that every run takes."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+
+from unitsphere.bench.meter import Meter
+from unitsphere.runs import Run
+from unitsphere.training.run import train
+
+
+class Clock(pl.Callback):
+    """Times the steps after the first few.
+
+    Args:
+        warm: How many these are.
+        steps: How many are timed.
+    """
+
+    def __init__(self, warm: int, steps: int):
+        self.warm, self.last = warm, warm + steps
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        embedder = pl_module.embedder
+        self.meter = Meter(embedder.encoder.model, embedder, lambda args: args[0].mask)
+        self.precision = str(trainer.precision)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.span = self.meter.model()
+        self.span.__enter__()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.span.__exit__(None, None, None)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *rest: Any) -> None:
+        if trainer.global_step == self.warm and not self.meter.on:
+            self.meter.start()
+        elif trainer.global_step == self.last and self.meter.on:
+            self.meter.stop()
+
+
+def measure(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
+    """Run `warm + steps` steps and report on the last `steps`.
+
+    Args:
+        config: Of a run of train.yaml, resolved.
+    """
+    clock = Clock(warm, steps)
+    config.trainer.max_steps = warm + steps
+    with TemporaryDirectory() as place:
+        run = Run.create(Path(place), "run")
+        train(config, run, [clock])
+    rows = config.data.batch_size * config.trainer.accumulate_grad_batches
+    numbers = clock.meter.numbers("samples", rows * steps, passes=3)
+    return {**numbers, "dtype": "bfloat16" if "bf16" in clock.precision else "float32"}
