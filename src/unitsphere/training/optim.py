@@ -65,6 +65,8 @@ class AdamW:
         groups = parameter_groups(module, self.weight_decay)
         betas = self.betas[0], self.betas[1]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=self.fused)
+        if self.fused:  # which could take the loss's scale off the gradients itself, but clipping comes before it
+            optimizer._step_supports_amp_scaling = False
         scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), int(steps))
         return optimizer, scheduler
 
