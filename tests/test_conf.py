@@ -32,6 +32,7 @@ ROOTS = {
     "to": "export",
     "ladder": "compress",
     "calibration": "compress",
+    "bench": "bench",
 }  # of the groups that train.yaml does not have
 PLACES = {  # of the groups that are part of an option of another
     "index": "index@source.dense.index",
@@ -105,6 +106,14 @@ def test_every_rung_of_a_ladder_composes_to_a_chain_that_may_be(ladder):
         chain = {name: get_class(node._target_) for name, node in config.compression.items()}
         check_chain(chain)
         assert chain and "/" not in rung
+
+
+@pytest.mark.parametrize("bench", sorted((paths.conf() / "bench").glob("*.yaml")), ids=lambda f: f.stem)
+def test_what_a_bench_calls_takes_its_options_and_its_root_composes(bench):
+    config = OmegaConf.load(bench)
+    for call in (config.call, *config.peers.values()):
+        inspect.signature(get_object(call)).bind("config", **config.options)
+    composed(*config.fixed, f"{config.threads}=1", root=config.root)
 
 
 def test_every_option_names_a_different_thing():

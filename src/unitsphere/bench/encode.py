@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from unitsphere import artefact
 from unitsphere.bench.meter import Meter, forget_peak, peak
 from unitsphere.bench.peak import synchronized
 from unitsphere.build import build
+from unitsphere.cli.evaluate import embedder_of
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 
@@ -29,13 +29,13 @@ def measure(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_s
     """Embed so many texts once, after a few others.
 
     Args:
-        config: Of evaluate, with a model.
+        config: Of evaluate.
         texts, max_length, bf16, batch_size: See conf/bench/encode.yaml.
     """
-    model = artefact.load(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = texts_of(config, texts)
+    model = embedder_of(config).to("cuda" if torch.cuda.is_available() else "cpu")
     if bf16 and isinstance(model, Embedder):
         model = model.bfloat16()
-    chosen = texts_of(config, texts)
     model.encode(chosen[:32], max_length=max_length)
     if not isinstance(model, Embedder):  # whose passes cannot be looked into
         forget_peak()

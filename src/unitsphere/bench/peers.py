@@ -14,6 +14,7 @@ from unitsphere import artefact
 from unitsphere.bench.encode import texts_of
 from unitsphere.bench.meter import Meter
 from unitsphere.build import build
+from unitsphere.cli.evaluate import embedder_of
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.losses.infonce import InfoNCE
@@ -104,13 +105,13 @@ def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
 
 def encode(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_size: int) -> dict[str, Any]:
     """`bench.encode.measure` by `SentenceTransformer.encode`."""
-    embedder = artefact.load(config.model)
+    chosen = texts_of(config, texts)
+    embedder = embedder_of(config)
     if not isinstance(embedder, Embedder):
         raise UsageError(f"peer=sentence_transformers: model={config.model} is a {type(embedder).__name__}.")
     model = loaded(embedder, max_length)
     if bf16:
         model = model.bfloat16()
-    chosen = texts_of(config, texts)
     model.encode(chosen[:batch_size], batch_size=batch_size)
     meter = metered(model)
     meter.start()
