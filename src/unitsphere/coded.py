@@ -11,7 +11,7 @@ too. Texts that are compared with their own kind (STS, probes: the role "symmetr
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -104,18 +104,11 @@ class Coded(Model):
         """As `encode`, what is stored: (R, vector_bytes) uint8."""
         return self.code.encode(self.floats(texts, *args, **kwargs))
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        role: str | None = None,
-        prompt: str | None = None,
-        max_length: int | None = None,
-        batch_tokens: int = 4096,
-    ) -> np.ndarray:
-        """As `Model.encode`; what the codes say, but for queries, which have their own numbers where the code leaves
+    def stream(self, texts: Iterable[str], role: str | None = None, *args: Any, **kwargs: Any) -> Iterator[np.ndarray]:
+        """As `Model.stream`; what the codes say, but for queries, which have their own numbers where the code leaves
         them those."""
-        z = self.floats(texts, role, prompt, max_length, batch_tokens)
-        return z if role == "query" and not self.code.codes_queries else self.code.decode(self.code.encode(z))
+        for z in map(self._mapped, self.inner.stream(texts, role, *args, **kwargs)):
+            yield z if role == "query" and not self.code.codes_queries else self.code.decode(self.code.encode(z))
 
     def through(self, passes: Passes, texts: Sequence[Text]) -> Tensor:
         """Vectors before the code."""

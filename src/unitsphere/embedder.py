@@ -4,7 +4,7 @@ Code: the module order and the prompts follow https://github.com/huggingface/sen
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -79,12 +79,12 @@ class Embedder(nn.Module, Model):
     def _normalized(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.normalize else z
 
-    def encode(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        """As `Model.encode`, in the mode of evaluation."""
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[np.ndarray]:
+        """As `Model.stream`, in the mode of evaluation."""
         was_training = self.training
         self.eval()
         try:
-            return super().encode(*args, **kwargs)
+            yield from super().stream(*args, **kwargs)
         finally:
             self.train(was_training)
 

@@ -1,8 +1,10 @@
 """Texts to vectors, whatever computes them: torch weights, an ONNX graph, a table of tokens, codes of vectors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from unitsphere.encoders.reader import Reader
 from unitsphere.types import Passes, Text, Tokens
+
+BLOCK = 16384  # texts that are sorted by length together
 
 
 class Model(ABC):
@@ -63,7 +67,6 @@ class Model(ABC):
         from `folder=`; `artefact.load` calls it. (An `Embedder` is written by `artefact.save`.)"""
         raise NotImplementedError(f"{type(self).__name__}.write")
 
-    @torch.no_grad()
     def encode(
         self,
         texts: Sequence[str],
@@ -72,7 +75,7 @@ class Model(ABC):
         max_length: int | None = None,
         batch_tokens: int = 4096,
     ) -> np.ndarray:
-        """Embed texts: computed longest first, returned in the order given.
+        """Embed texts.
 
         Args:
             texts: Any number of texts; equal texts are computed once.
@@ -82,14 +85,41 @@ class Model(ABC):
             batch_tokens: Padded tokens a forward pass.
 
         Returns:
-            (len(texts), dim) float32.
+            (len(texts), dim) float32, in the order given.
+        """
+        unique = list(dict.fromkeys(texts))
+        parts = list(self.stream(unique, role, prompt, max_length, batch_tokens))
+        out = np.concatenate(parts) if parts else np.empty((0, self.dim), dtype=np.float32)
+        position = {text: i for i, text in enumerate(unique)}
+        return out[[position[text] for text in texts]] if len(unique) < len(texts) else out
+
+    @torch.no_grad()
+    def stream(
+        self,
+        texts: Iterable[str],
+        role: str | None = None,
+        prompt: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int = 4096,
+    ) -> Iterator[np.ndarray]:
+        """Embed texts without end, in memory that does not grow: while a block of them is computed, longest first, the
+        next one is tokenised.
+
+        Args:
+            texts, role, prompt, max_length, batch_tokens: As for `encode`; equal texts are computed as often as they
+                come.
+
+        Yields:
+            (n, dim) float32 of the next n texts, `BLOCK` but for the last.
         """
         if prompt is None:
             prompt = self.prompts.get("query" if role == "symmetric" else role or "", "")
-        unique = list(dict.fromkeys(texts))
-        length = self.encoder.prompt_length(prompt)
-        ids, cut = self.encoder.cut([prompt + text for text in unique], max_length)
-        self._count(role or "text", self.encoder.limit(max_length), len(unique), cut)
+        before, length = prompt, self.encoder.prompt_length(prompt)
+
+        def read(block: Sequence[str]) -> list[Text]:
+            ids, cut = self.encoder.cut([before + text for text in block], max_length)
+            self._count(role or "text", self.encoder.limit(max_length), len(block), cut)
+            return [Text(of_text, length) for of_text in ids]
 
         def longest_first(texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
             order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
@@ -103,9 +133,18 @@ class Model(ABC):
                 start += len(some)
             return vectors
 
-        out = self.through(longest_first, [Text(of_text, length) for of_text in ids]).cpu().numpy()
-        position = {text: i for i, text in enumerate(unique)}
-        return out[[position[text] for text in texts]] if len(unique) < len(texts) else out
+        source = iter(texts)
+        blocks = iter(lambda: list(islice(source, BLOCK)), [])
+        first = next(blocks, None)
+        if first is None:
+            return
+        now = read(first)
+        with ThreadPoolExecutor(1) as reader:
+            for block in blocks:
+                coming = reader.submit(read, block)
+                yield self.through(longest_first, now).cpu().numpy()
+                now = coming.result()
+        yield self.through(longest_first, now).cpu().numpy()
 
     def embed(
         self, texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None
