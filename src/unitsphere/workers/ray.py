@@ -65,8 +65,8 @@ class Ray:
                     encoded = ray.get(done)
                 except RayActorError as error:
                     raise UsageError(
-                        f"block {number}: its worker was killed {self.retries + 1} times ({error}). Less memory would "
-                        "be needed with a smaller workers.count or rows."
+                        f"block {number}: its worker was killed {self.retries + 1} times. Less memory would be "
+                        "needed with a smaller workers.count or rows."
                     ) from error
                 except RayTaskError as error:
                     raise error.cause from error
