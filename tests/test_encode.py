@@ -284,7 +284,14 @@ def test_an_index_refuses_vectors_of_something_else(folder, typed, overrides, ch
 def mined(*overrides, source="dense", positives=TEXTS[:60]):
     pairs = [{"anchor": f"what is {text}", "positive": text} for text in positives]
     Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    data = ["data=pairs", "data.path=pairs.jsonl", "data.held_out=5", f"source={source}", "filter=[near_duplicates]", "audit=10"]
+    data = [
+        "data=pairs",
+        "data.path=pairs.jsonl",
+        "data.held_out=5",
+        f"source={source}",
+        "filter=[near_duplicates]",
+        "audit=10",
+    ]
     run = mine(composed(*data, "model=model", "threads=1", "vector_cache=0", *overrides, root="mine"))
     return run, (run.folder / "negatives.jsonl").read_text()
 
