@@ -23,11 +23,13 @@ GIVEN_BY_CODE = {
 }  # fmt: skip
 PATH = "loss.teacher.path=x"
 OF_INDEX = ["from=x", "model=x", "out=x"]
+OF_ENCODE = ["corpus=x", "model=x", "out=x"]
 ROOTS = {
     "source": "mine",
     "filter": "mine",
     "index": "mine",
     "hybrid": "search",
+    "workers": "encode",
     "alignment": "migrate",
     "to": "export",
     "ladder": "compress",
@@ -42,6 +44,7 @@ MUST_BE_GIVEN = {
     "loss/distil_mse": [PATH], "loss/distil_cosine": [PATH], "loss/distil_relational": [PATH], "loss/margin_mse": [PATH],
     "filter/cross_encoder": ["filter.cross_encoder.scorer.path=x"], "loss/distil_multilingual": [PATH],
     "loss/distil_features": ["loss.terms.features.teacher.path=x"],
+    "workers/local": OF_ENCODE, "workers/ray": OF_ENCODE,
     "alignment/procrustes": OF_INDEX, "alignment/least_squares": OF_INDEX, "hybrid/rrf": ["in=x"], "hybrid/weighted": ["in=x"],
     "eval/bad_cases": ["eval.bad_cases.path=x"], "preparation/mined": ["preparation.mined.path=x"],
 }  # fmt: skip

@@ -33,6 +33,7 @@ ALLOWED = {
     "artefact": LEAVES | {"encoders", "pooling", "model", "embedder", "build"},
     "coded": LEAVES | {"model", "artefact", "search"},
     "training": LEAVES | {"model", "data", "mining", "evaluation", "encoders", "embedder", "artefact", "build", "runs"},
+    "workers": LEAVES | {"model", "artefact"},
     "mteb": LEAVES | {"artefact", "embedder", "evaluation"},
 }
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from omegaconf import DictConfig
 
-from unitsphere.cli import hydra_app
+from unitsphere.cli import hydra_app, stored
 from unitsphere.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,19 +38,34 @@ def make(config: DictConfig) -> "IndexFolder":
     """Embed the documents and write the folder.
 
     Raises:
-        UsageError: The folder is there already, the corpus is empty or has a bad row, or model or index do not fit.
+        UsageError: The folder is there already, the corpus is empty or has a bad row, or model, index or stored vectors
+            do not fit.
     """
     from unitsphere.artefact import plain
     from unitsphere.build import build
-    from unitsphere.formats import on_disk
     from unitsphere.search import folder
+    from unitsphere.search.codes import Float32
+    from unitsphere.search.dense import unit
 
-    out = new(config.out)
-    ids, texts = on_disk.documents(config.corpus)
+    out, shards = new(config.out), stored.opened(config.vectors)
+    ids, texts = stored.documents(config.corpus, shards)
     model, about = loaded(config.model, config.threads)
     about |= {"corpus": config.corpus, "max_length": config.max_length}
+    if shards is not None:
+        if not isinstance(model.code, Float32):
+            raise UsageError(
+                f"vectors={config.vectors}: {config.model} is stored as {model.code.name}, which is made of numbers "
+                "that the folder has not; leave out vectors=."
+            )
+        of_model = {"model": config.model, "identity": about["identity"], "role": "document"}
+        of_model |= {"max_length": model.encoder.limit(config.max_length)}
+        shards.check(of_model | stored.content(config.corpus, texts, ids))
 
     def vectors() -> Iterator[np.ndarray]:
+        if shards is not None:
+            about["cut"] = shards.cut
+            yield from map(unit, shards.vectors())
+            return
         with model.counting() as read:
             for start in range(0, len(texts), BLOCK):
                 some = [texts[i] for i in range(start, min(start + BLOCK, len(texts)))]

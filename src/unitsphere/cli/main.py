@@ -8,6 +8,7 @@ from unitsphere.errors import UsageError
 VERBS = {
     "train": "train, choose by dev, score on test, save (the same as python train.py)",
     "evaluate": "score a run, a model folder or a hub model",
+    "encode": "a corpus's vectors in Parquet files; goes on where it was cut",
     "index": "embed documents, and keep what finds them",
     "search": "ask an index: by vectors, with words, reranked",
     "migrate": "an index's vectors into another model's space, without embedding its documents again",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from unitsphere.cli import hydra_app
+from unitsphere.cli import hydra_app, stored
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, provenance, stamped, write
 
@@ -47,14 +47,13 @@ def mine(config: DictConfig) -> Run:
     """Mine negatives for every training pair, and save them in a new folder.
 
     Raises:
-        UsageError: The data has no pairs, or a source, filter or model does not fit.
+        UsageError: The data has no pairs, or a source, filter, model or stored vectors do not fit.
     """
     import torch
 
     from unitsphere.build import build
     from unitsphere.cli.evaluate import embedder_of
     from unitsphere.data.preparation.step import prepare
-    from unitsphere.formats import on_disk
     from unitsphere.mining import audit
     from unitsphere.mining.candidates import asked, with_positives
     from unitsphere.mining.miner import Miner
@@ -64,6 +63,9 @@ def mine(config: DictConfig) -> Run:
     quiet()
     torch.set_num_threads(config.threads)
     sources = {name: build(node) for name, node in config.source.items()}
+    shards = stored.opened(config.vectors)
+    if shards is not None and not any(source.reads_model for source in sources.values()):
+        raise UsageError(f"vectors={config.vectors}: source=dense reads them, source=[{','.join(sources)}] does not.")
     filters = {name: build(node) for name, node in config.filter.items()}
     scorer = _scorer(config.cross_encoder) if config.cross_encoder is not None else None
     data = build(config.data)
@@ -77,7 +79,11 @@ def mine(config: DictConfig) -> Run:
     embed = embedder and remembered(embedder, config.vector_cache)
     known = asked(rows.anchor, rows.positive)
     queries, positives = list(known), list(known.values())
-    corpus = data.corpus(rows) if config.corpus is None else on_disk.documents(config.corpus)[1]
+    corpus = data.corpus(rows) if config.corpus is None else stored.documents(config.corpus, shards)[1]
+    if shards is not None and embedder is not None:
+        of_model = {"model": config.model, "identity": embedder.identity(), "role": "document"}
+        of_model |= {"max_length": embedder.encoder.limit(config.max_length)}
+        shards.check(of_model | stored.content(config.corpus or f"data={data.name}", corpus))
     documents = with_positives(corpus, positives)
     run = Run.create(Path(config.outputs) / config.name, stamped("mine"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
@@ -85,7 +91,7 @@ def mine(config: DictConfig) -> Run:
     run.note(preparation=prepared)
     with run.lock(), TemporaryDirectory(dir=run.folder) as work:
         for source in sources.values():
-            source.attach(documents, embed, Path(work), config.max_length)
+            source.attach(documents, embed, Path(work), config.max_length, shards.vectors() if shards else ())
         miner = Miner(documents, sources, filters, config.pick, config.seed)
         mined = _mined(miner, queries, positives, config.chunk)
         _save(run.folder / "negatives.jsonl", rows, documents, dict(zip(queries, mined, strict=True)))

@@ -73,24 +73,31 @@ class Column(Sequence[Any]):
         return Column(self.lines, self.place, at if self.rows is None else self.rows[at])
 
 
-def documents(path: str) -> tuple[Column, Column]:
+def documents(
+    path: str, id: str | None = None, title: str | None = "title", text: str = "text"
+) -> tuple[Column, Column]:
     """Ids and texts of a corpus larger than memory, read once and kept in the cache.
 
     Args:
-        path: A file of records with `text` and, where they have them, `_id` and `title` (which stands before the
-            text, as in BEIR's corpus.jsonl), or a txt of one text a line. Without `_id`, the row's number is its id.
+        path: A file of records, as BEIR's corpus.jsonl, or a txt of one text a line.
+        id: The column of the ids; None is `_id`, and for a record without one the number of its row.
+        title: The column of what stands before the text of a record that has it; None is none.
+        text: The column of the texts.
 
     Raises:
-        UsageError: The file is missing or empty, or a record has no text.
+        UsageError: The file is missing or empty, or a record has no text, or not the id that was named.
     """
 
     def rows() -> Iterator[list[str]]:
         for number, record in records(path):
-            if isinstance(record, BadRow) or not isinstance(record.get("text"), str):
-                raise UsageError(f"{path}, row {number}: an object with text expected, found {record}")
-            yield [str(record.get("_id", number)), f"{record.get('title') or ''} {record['text']}".strip()]
+            if isinstance(record, BadRow) or not isinstance(record.get(text), str):
+                raise UsageError(f"{path}, row {number}: an object with {text} expected, found {record}")
+            if id is not None and record.get(id) is None:
+                raise UsageError(f"{path}, row {number}: an object with {id} expected, found {record}")
+            own = record.get("_id", number) if id is None else record[id]
+            yield [str(own), f"{record.get(title) or ''} {record[text]}".strip()]
 
-    folder = paths.cache() / "rows" / name("documents", source(path))
+    folder = paths.cache() / "rows" / name("documents", source(path), json.dumps([id, title, text]))
     if not folder.exists():
         with making(folder) as work:
             if not write(work, rows()):

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2007.00808 (a model's own); Moreira et al. 2024, NV-Retrie
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -50,7 +50,14 @@ class Source(ABC):
         self.quota, self.first, self.last = quota, first, last
 
     @abstractmethod
-    def attach(self, documents: Sequence[str], embed: Embed | None, folder: Path, max_length: int | None) -> None:
+    def attach(
+        self,
+        documents: Sequence[str],
+        embed: Embed | None,
+        folder: Path,
+        max_length: int | None,
+        vectors: Iterable[np.ndarray] = (),
+    ) -> None:
         """Read the corpus, once.
 
         Args:
@@ -58,6 +65,8 @@ class Source(ABC):
             embed: The model that was given, if one was.
             folder: For files that are too large for memory; whoever made it removes it.
             max_length: Tokens kept of a text; None is the model's limit.
+            vectors: What the model makes of the first documents, in blocks (n, D), where that is known; the rest is
+                embedded.
         """
 
     @abstractmethod
@@ -93,7 +102,14 @@ class Lexical(Source):
         super().__init__(quota, first, last)
         self.settings: dict[str, Any] = {"k1": k1, "b": b, "stemmer": stemmer}
 
-    def attach(self, documents: Sequence[str], embed: Embed | None, folder: Path, max_length: int | None) -> None:
+    def attach(
+        self,
+        documents: Sequence[str],
+        embed: Embed | None,
+        folder: Path,
+        max_length: int | None,
+        vectors: Iterable[np.ndarray] = (),
+    ) -> None:
         self._documents, self._index = documents, bm25.BM25(documents, **self.settings)
 
     def find(self, queries: Sequence[str], labelled: Sequence[np.ndarray], k: int) -> Found:
@@ -121,15 +137,26 @@ class Dense(Source):
         super().__init__(quota, first, last)
         self.index = index
 
-    def attach(self, documents: Sequence[str], embed: Embed | None, folder: Path, max_length: int | None) -> None:
+    def attach(
+        self,
+        documents: Sequence[str],
+        embed: Embed | None,
+        folder: Path,
+        max_length: int | None,
+        vectors: Iterable[np.ndarray] = (),
+    ) -> None:
         if embed is None:
             raise UsageError("source=dense searches with a model: model=… (a run, a folder or a hub id)")
         self._documents, self._embed, self._max_length = documents, embed, max_length
-        self._vectors = VectorFile.written(folder / "vectors.f32", self._blocks())
+        self._vectors = VectorFile.written(folder / "vectors.f32", self._blocks(vectors))
         self.index.build(self._vectors)
 
-    def _blocks(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self._documents), BLOCK):
+    def _blocks(self, known: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        first = 0
+        for block in known:
+            first += len(block)
+            yield unit(block)
+        for start in range(first, len(self._documents), BLOCK):
             some = [self._documents[i] for i in range(start, min(start + BLOCK, len(self._documents)))]
             yield unit(self._embed(some, "document", self._max_length))
 
@@ -155,7 +182,14 @@ class Random(Source):
         super().__init__(quota, 1, 10 * quota)
         self.seed = seed
 
-    def attach(self, documents: Sequence[str], embed: Embed | None, folder: Path, max_length: int | None) -> None:
+    def attach(
+        self,
+        documents: Sequence[str],
+        embed: Embed | None,
+        folder: Path,
+        max_length: int | None,
+        vectors: Iterable[np.ndarray] = (),
+    ) -> None:
         self._documents = documents
 
     def find(self, queries: Sequence[str], labelled: Sequence[np.ndarray], k: int) -> Found:
