@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import pandas as pd
 import pytest
@@ -24,7 +26,7 @@ from unitsphere.losses.infonce import InfoNCE
 from unitsphere.report.records import read
 from unitsphere.runs import Run
 from unitsphere.training.alarm import CollapseAlarm
-from unitsphere.training.optim import AdamW, parameter_groups
+from unitsphere.training.optim import AdamW, PagedAdamW8bit, parameter_groups
 from unitsphere.training.run import check_needs, train
 from unitsphere.training.selection import Selection
 
@@ -228,6 +230,37 @@ def test_schedules(schedule, expected):
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx(expected)
+
+
+def test_a_fused_step_is_the_plain_step():
+    def stepped(fused):
+        torch.manual_seed(0)
+        layer = nn.Linear(30, 20)
+        optimizer, _ = AdamW(lr=0.1, weight_decay=0.1, schedule="constant", fused=fused)(layer, 3)
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(torch.linspace(-1, 1, 30)).square().sum().backward()
+            optimizer.step()
+        return layer.weight.detach()
+
+    torch.testing.assert_close(stepped(True), stepped(False), atol=1e-6, rtol=1e-5)
+
+
+def test_the_8_bit_optimiser_gets_the_settings_or_says_what_is_missing(monkeypatch):
+    make = PagedAdamW8bit(lr=0.5, weight_decay=0.1, schedule="constant")
+    if find_spec("bitsandbytes") is None:
+        with pytest.raises(UsageError, match="pip install bitsandbytes"):
+            make(nn.Linear(2, 2), 6)
+    library = ModuleType("bitsandbytes.optim")
+    library.PagedAdamW8bit = torch.optim.AdamW
+    monkeypatch.setattr("unitsphere.training.optim.find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", ModuleType("bitsandbytes"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", library)
+    optimizer, _ = make(nn.Linear(2, 2), 6)
+    assert [(g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups] == [
+        (0.5, 0.1, 1),
+        (0.5, 0.0, 1),
+    ]
 
 
 def test_optimiser_settings_that_do_not_fit():

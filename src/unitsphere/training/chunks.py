@@ -49,6 +49,10 @@ class LengthSorted:
         back = torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)
         return torch.cat(parts)[back]
 
+    def at_once(self) -> "LengthSorted":
+        """The same in a single chunk, unless passes are computed again in the backward pass."""
+        return LengthSorted(self.pad, 1, self.cache_rows, self.device)
+
     @staticmethod
     def _pass(function: Callable[..., Tensor], ids: Tensor, mask: Tensor, prompt: Tensor, *rows: Tensor) -> Tensor:
         return function(Tokens(ids, mask, prompt), *rows)
@@ -64,7 +68,8 @@ def embeddings(embedder: Embedder, batch: Batch, views: int, passes: LengthSorte
     anchors = batch.tokens["anchor"]
     positives, negatives = batch.tokens.get("positive", ()), batch.tokens.get("negative", ())
     sizes = [len(anchors)] * views + [len(positives), len(negatives)]
-    z = embedder.through(passes, [*list(anchors) * views, *positives, *negatives])
+    mine = passes.at_once() if embedder.encoder.groups is not None else passes  # there is no padding to save
+    z = embedder.through(mine, [*list(anchors) * views, *positives, *negatives])
     *seen, z_positive, z_negative = z.split(sizes)
     return Embeddings(
         anchors=tuple(seen),

@@ -57,9 +57,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         trainer: Any = self.trainer
-        encoder = self.embedder.encoder
-        chunks = trainer.chunks if encoder.groups is None else 1
-        passes = LengthSorted(encoder.pad, chunks, trainer.cache_rows, self.device)
+        passes = LengthSorted(self.embedder.encoder.pad, trainer.chunks, trainer.cache_rows, self.device)
         e = gather(embeddings(self.embedder, batch, self.loss.views, passes))
         out = self.loss(e)
         rows = len(e.batch.row_ids)

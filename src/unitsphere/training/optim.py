@@ -5,6 +5,7 @@ Papers: Loshchilov & Hutter 2019, decoupled weight decay, https://arxiv.org/abs/
 
 import math
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -62,13 +63,36 @@ class AdamW:
                     "trainer.max_steps or max_epochs too, or optim.schedule=constant optim.warmup=0"
                 )
             steps = 1
-        groups = parameter_groups(module, self.weight_decay)
+        optimizer = self.over(parameter_groups(module, self.weight_decay))
+        scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), int(steps))
+        return optimizer, scheduler
+
+    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimiser of these parameter groups."""
         betas = self.betas[0], self.betas[1]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=self.fused)
         if self.fused:  # which could take the loss's scale off the gradients itself, but clipping comes before it
             optimizer._step_supports_amp_scaling = False
-        scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), int(steps))
-        return optimizer, scheduler
+        return optimizer
+
+
+class PagedAdamW8bit(AdamW):
+    """AdamW with both moments in 8 bits, block by block, on pages that leave the GPU when it is full: 2 bytes a weight
+    instead of 8.
+
+    Paper: Dettmers et al. 2022, 8-bit optimizers, https://arxiv.org/abs/2110.02861. Code: bitsandbytes.
+
+    Raises:
+        UsageError: bitsandbytes is not installed.
+    """
+
+    def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if find_spec("bitsandbytes") is None:
+            raise UsageError("optim=adamw_8bit needs bitsandbytes, and an NVIDIA GPU: pip install bitsandbytes")
+        from bitsandbytes.optim import PagedAdamW8bit as Paged
+
+        made: torch.optim.Optimizer = Paged(groups, lr=self.lr, betas=tuple(self.betas), eps=self.eps)
+        return made
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
