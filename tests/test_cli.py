@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from omegaconf import OmegaConf
 
 from conftest import command
+from unitsphere.cli.hydra_app import make_absolute
 from unitsphere.cli.main import main
 from unitsphere.report.table import show
 
@@ -84,3 +86,27 @@ def test_what_is_said_keeps_brackets_and_long_paths_whole(capsys):
     said = f"eval=[retrieval,geometry] in /{'long/' * 40}folder"
     show(said)
     assert capsys.readouterr().out == said + "\n"
+
+
+def test_local_paths_become_absolute_wherever_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "english"):
+        (tmp_path / name).touch()
+    config = OmegaConf.create(
+        {
+            "path": ["a.txt", "owner/name:train"],
+            "parts": [{"path": "b.txt", "name": "english"}, {"init": ["a.txt"]}],
+            "files": {"test": ["a.txt", "b.txt"], "train": "b.txt", "dev": None},
+            "languages": ["english"],
+            "scorer": {"path": "a.txt"},
+        }
+    )
+    make_absolute(config)
+    a, b = str(tmp_path / "a.txt"), str(tmp_path / "b.txt")
+    assert OmegaConf.to_container(config) == {
+        "path": [a, "owner/name:train"],
+        "parts": [{"path": b, "name": "english"}, {"init": [a]}],
+        "files": {"test": [a, b], "train": b, "dev": None},
+        "languages": ["english"],
+        "scorer": {"path": a},
+    }

@@ -6,7 +6,7 @@ Nothing here imports torch: `--help` and `--cfg job` answer at once.
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -111,17 +111,21 @@ def _keys() -> list[str]:
     return sorted(keys)
 
 
-def make_absolute(config: DictConfig, files: bool = False) -> None:
+def make_absolute(config: DictConfig | ListConfig, files: bool = False) -> None:
     """Local paths as absolute ones, so that the saved configuration works from any folder. Changes the configuration.
 
     Args:
         config: Resolved.
-        files: Whether every text in it is a path, as below a key `files`.
+        files: Whether every text in it is a path, as below a key `files` and in a list of paths.
     """
-    for key, value in config.items():
+    items: Iterable[tuple[Any, Any]] = enumerate(config) if isinstance(config, ListConfig) else config.items()
+    for key, value in items:
+        paths_here = files or str(key).endswith(("path", "init", "tokenizer", "reranker"))
         if isinstance(value, DictConfig):
             make_absolute(value, files or key == "files")
-        elif isinstance(value, str) and (files or str(key).endswith(("path", "init", "tokenizer", "reranker"))):
+        elif isinstance(value, ListConfig):
+            make_absolute(value, paths_here or key == "files")
+        elif isinstance(value, str) and paths_here:
             there = Path(value).expanduser()
             if there.exists():
                 config[key] = str(there.resolve())
