@@ -10,7 +10,8 @@ import pytest
 
 from unitsphere import artefact
 from unitsphere.bench import memory, speed
-from unitsphere.cli.compress import primaries, shared
+from unitsphere.cli.climb import primaries
+from unitsphere.cli.compress import shared
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.report import ladder

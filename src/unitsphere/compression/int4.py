@@ -5,21 +5,17 @@ Dettmers & Zettlemoyer 2022, The case for 4-bit precision, https://arxiv.org/abs
 Code: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#commicrosoftmatmulnbits
 """
 
-from typing import ClassVar
-
 import numpy as np
 from onnx import helper
 
-from unitsphere.compression.products import DOMAIN, Product, Replacement, read, replace, shrink_tables
-from unitsphere.compression.step import Context, Stage, Step
+from unitsphere.compression.products import DOMAIN, Product, Replacement
+from unitsphere.compression.quantized import Quantized
 from unitsphere.errors import UsageError
-from unitsphere.model import Model
-from unitsphere.tracing import as_graph, save
 
 TOP = 15  # of a code
 
 
-class Int4(Step):
+class Int4(Quantized):
     """w ~ (q - z) s, q and z in 0…15, with s = (max - min) / 15 of each `group_size` weights of a column.
 
     Only weights are rounded, so it needs no data. It saves memory; whether time, depends on the processor.
@@ -27,31 +23,20 @@ class Int4(Step):
     Args:
         group_size: 16, 32, 64, 128 or 256. Smaller keeps more and costs (4 + 0.5) / group_size bytes a weight.
         int8_activations: Multiply in int8 (blocks of activations are rounded while it runs), else in float32.
-        embeddings: Tables of embeddings become int8.
+        embeddings: As for `Quantized`.
 
     Raises:
         UsageError: Another group size.
     """
 
-    stage: ClassVar[Stage] = "after"
-
     def __init__(self, group_size: int = 32, int8_activations: bool = True, embeddings: bool = True):
+        super().__init__(embeddings)
         if group_size not in (16, 32, 64, 128, 256):
             raise UsageError(f"group_size={group_size}: 16, 32, 64, 128 or 256 would fit.")
-        self.group_size, self.int8_activations, self.embeddings = group_size, int8_activations, embeddings
-
-    def apply(self, model: Model, context: Context) -> Model:
-        graph = as_graph(model, context.folder)
-        proto = read(graph.file)
-        replace(proto, self.product)
-        if self.embeddings:
-            shrink_tables(proto)
-        file = context.folder / "int4.onnx"
-        save(proto, file)
-        return graph.with_graph(file, f"int4 weights in groups of {self.group_size} (onnx)")
+        self.group_size, self.int8_activations = group_size, int8_activations
+        self.precision = f"int4 weights in groups of {group_size} (onnx)"
 
     def product(self, p: Product) -> Replacement:
-        """The node of one product."""
         k, n = p.weight.shape
         codes, scales, zeros = grouped(p.weight, self.group_size)
         names = [f"{p.name}_{part}" for part in ("int4", "scales", "zeros")]

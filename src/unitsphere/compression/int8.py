@@ -8,21 +8,19 @@ Relations: onnxruntime.quantization does this for any graph; here the matrix pro
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 from onnx import helper
 
 from unitsphere.compression.calibration import Histogram, Range, calibrate
-from unitsphere.compression.products import DOMAIN, Product, Replacement, read, replace, shrink_tables, symmetric
-from unitsphere.compression.step import Context, Stage, Step
+from unitsphere.compression.products import DOMAIN, Product, Replacement, symmetric
+from unitsphere.compression.quantized import Quantized
+from unitsphere.compression.step import Context
 from unitsphere.errors import UsageError
 from unitsphere.graph import GraphModel
-from unitsphere.model import Model
-from unitsphere.tracing import as_graph, save
 
 
-class Int8(Step):
+class Int8(Quantized):
     """x (…, K) w (K, N) + b  ~  s_x s_w ((q_x - z) q_w) + b: q_x uint8, q_w int8, their products summed in int32.
 
     s_w is the largest |w| / 127; s_x = (high - low) / 255 and z = round(-low / s_x) come from the activation's range,
@@ -31,40 +29,23 @@ class Int8(Step):
     Args:
         per_channel: A scale for each of a weight's N columns; else one for the matrix.
         weight_bits: 8, or 7 (largest |w| / 63) for processors without VNNI, whose 16-bit sums of u8 x s8 overflow.
-        embeddings: Whether the tables of embeddings become int8, too: most of a small model's bytes.
+        embeddings: As for `Quantized`.
 
     Raises:
         UsageError: Other bits.
     """
 
-    stage: ClassVar[Stage] = "after"
-    precision: ClassVar[str]
-
     def __init__(self, per_channel: bool = True, weight_bits: int = 8, embeddings: bool = True):
+        super().__init__(embeddings)
         if weight_bits not in (7, 8):
             raise UsageError(f"weight_bits={weight_bits}: 8 or 7 would fit.")
-        self.per_channel, self.weight_bits, self.embeddings = per_channel, weight_bits, embeddings
-
-    def apply(self, model: Model, context: Context) -> Model:
-        graph = as_graph(model, context.folder)
-        self.attach(graph, context)
-        proto = read(graph.file)
-        replace(proto, self.product)
-        if self.embeddings:
-            shrink_tables(proto)
-        file = context.folder / "int8.onnx"
-        save(proto, file)
-        return graph.with_graph(file, self.precision)
-
-    def attach(self, graph: GraphModel, context: Context) -> None:
-        """Look at the model before its products are replaced."""
+        self.per_channel, self.weight_bits = per_channel, weight_bits
 
     @abstractmethod
     def quantized(self, a: str, q: str, scale: str, zero: str) -> Replacement:
         """Nodes and constants that make q_x, s_x and z, of the names given, from the activation `a`."""
 
     def product(self, p: Product) -> Replacement:
-        """The nodes of one product."""
         codes, scale = symmetric(p.weight, self.weight_bits, self.per_channel)
         w, w_scale = f"{p.name}_int8", f"{p.name}_scale"
         a, a_scale, a_zero = (f"{p.a}_{part}" for part in ("uint8", "scale", "zero"))
