@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.table import Table
 
 from unitsphere.errors import UsageError
@@ -232,6 +233,9 @@ def plotted(found: pd.DataFrame, metric: str) -> Figure:
         for row in best.itertuples():
             axes.annotate(row.name, (row.x, row.y), xytext=(4, -9), textcoords="offset points", fontsize=7)
         axes.set(xscale="log", xlabel=label)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     grid.flat[0].set_ylabel(f"{metric}, x 100")
     return figure
