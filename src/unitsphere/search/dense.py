@@ -4,6 +4,7 @@ Papers: Douze et al. 2024, The Faiss Library, https://arxiv.org/abs/2401.08281; 
 https://doi.org/10.1109/TPAMI.2010.57; Malkov & Yashunin 2018, HNSW, https://arxiv.org/abs/1603.09320
 """
 
+import warnings
 from pathlib import Path
 
 import faiss
@@ -14,6 +15,7 @@ from unitsphere.search.index import Index
 from unitsphere.search.vectors import VectorFile, blocks
 
 BLOCK = 65536
+CUSTOMARY = 39  # vectors for a centroid, as Faiss has it
 
 
 def search(queries: np.ndarray, documents: np.ndarray | VectorFile, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,6 +81,15 @@ class Approximate(Index):
         try:
             self._index = faiss.index_factory(documents.shape[1], name, faiss.METRIC_INNER_PRODUCT)
             _, first = next(blocks(documents, self.train_rows))
+            if hasattr(self._index, "pq"):  # of which Faiss would speak once for every part
+                self._index.pq.cp.min_points_per_centroid = 1
+                enough = CUSTOMARY * self._index.pq.ksub
+                if len(first) < enough:
+                    warnings.warn(
+                        f"{name}: its {self._index.pq.ksub} centroids a part are learned from {len(first):,} documents; "
+                        f"{enough:,} or more are customary",
+                        stacklevel=2,
+                    )
             self._index.train(first)
         except RuntimeError as error:
             raise UsageError(
