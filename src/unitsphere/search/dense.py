@@ -81,15 +81,7 @@ class Approximate(Index):
         try:
             self._index = faiss.index_factory(documents.shape[1], name, faiss.METRIC_INNER_PRODUCT)
             _, first = next(blocks(documents, self.train_rows))
-            if hasattr(self._index, "pq"):  # of which Faiss would speak once for every part
-                self._index.pq.cp.min_points_per_centroid = 1
-                enough = CUSTOMARY * self._index.pq.ksub
-                if len(first) < enough:
-                    warnings.warn(
-                        f"{name}: its {self._index.pq.ksub} centroids a part are learned from {len(first):,} documents; "
-                        f"{enough:,} or more are customary",
-                        stacklevel=2,
-                    )
+            _tell_of_few(self._index, name, len(first))
             self._index.train(first)
         except RuntimeError as error:
             raise UsageError(
@@ -113,6 +105,19 @@ class Approximate(Index):
 
     def read(self, folder: Path, documents: VectorFile) -> None:
         self._index = faiss.read_index(str(folder / "index.faiss"))
+
+
+def _tell_of_few(index: faiss.Index, name: str, rows: int) -> None:
+    """Once, if product quantisation learns from few documents; Faiss would say it for every part of a vector."""
+    if not hasattr(index, "pq"):
+        return
+    index.pq.cp.min_points_per_centroid = 1
+    count = index.pq.ksub
+    if rows < CUSTOMARY * count:
+        warnings.warn(
+            f"{name}: {count} centroids a part are learned from {rows:,} documents; {CUSTOMARY * count:,} are customary",
+            stacklevel=4,
+        )
 
 
 def unit(x: np.ndarray) -> np.ndarray:
