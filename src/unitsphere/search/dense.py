@@ -115,7 +115,7 @@ def _tell_of_few(index: faiss.Index, name: str, rows: int) -> None:
     count = index.pq.ksub
     if rows < CUSTOMARY * count:
         warnings.warn(
-            f"{name}: {count} centroids a part are learned from {rows:,} documents; {CUSTOMARY * count:,} are customary",
+            f"{name}: {count} centroids a part learn from {rows:,} documents; {CUSTOMARY * count:,} are customary",
             stacklevel=4,
         )
 
