@@ -63,7 +63,8 @@ def stages(metrics: Mapping[str, Mapping[str, float]]) -> Table:
 
 def side_by_side(metrics: Mapping[str, Mapping[str, float]], title: str) -> Table:
     """Metrics by column: heading -> name -> value; a column may lack some."""
-    table = Table("metric", title=title, title_justify="left")
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric", no_wrap=True)
     for heading in metrics:
         table.add_column(heading, justify="right")
     for name in dict.fromkeys(name for of_column in metrics.values() for name in of_column):
