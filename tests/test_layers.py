@@ -19,6 +19,7 @@ ALLOWED = {
     "tracing": LEAVES | {"model", "encoders", "embedder", "graph"},
     "export": LEAVES | {"model", "embedder", "encoders", "graph", "tracing", "artefact", "compression"},
     "bench": LEAVES | {"model", "artefact", "training"},
+    "contenders": LEAVES | {"bench", "artefact", "build", "cli", "embedder", "losses", "runs", "training"},
     "data": LEAVES | {"formats"},
     "mining": LEAVES | {"search"},
     "evaluation": LEAVES | {"formats", "search"},

@@ -11,10 +11,10 @@ import torch
 from omegaconf import DictConfig
 
 from unitsphere import artefact
-from unitsphere.bench.encode import texts_of
 from unitsphere.bench.meter import Meter
 from unitsphere.build import build
 from unitsphere.cli.evaluate import embedder_of
+from unitsphere.contenders.encode import texts_of
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.losses.infonce import InfoNCE
@@ -48,7 +48,7 @@ def loaded(embedder: Embedder, max_length: int | None) -> Any:
 
 
 def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
-    """`bench.train.measure` by SentenceTransformerTrainer: AdamW, clipped gradients, no logging, no evaluation.
+    """`contenders.train.measure` by SentenceTransformerTrainer: AdamW, clipped gradients, no logging, no evaluation.
 
     Raises:
         UsageError: The library is not installed, or has no such loss.
@@ -104,7 +104,7 @@ def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
 
 
 def encode(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_size: int) -> dict[str, Any]:
-    """`bench.encode.measure` by `SentenceTransformer.encode`."""
+    """`contenders.encode.measure` by `SentenceTransformer.encode`."""
     chosen = texts_of(config, texts)
     embedder = embedder_of(config)
     if not isinstance(embedder, Embedder):
