@@ -14,12 +14,12 @@ bench() { # NAME WHAT …: the newest result's rounds and table
   cp "$folder/rounds.csv" "$here/$name.csv"; cp "$folder/bench.md" "$here/$name.md"
 }
 
-bench train_fp32 train $train peer=sentence_transformers rounds=3 \
+bench train_fp32 train $train peer=sentence_transformers rounds=2 \
   variant.chunks.trainer.packed=false variant.padded.trainer.packed=false variant.padded.trainer.chunks=1 variant.unfused.optim.fused=false
-bench train_bf16 train $train trainer.precision=bf16-mixed peer=sentence_transformers rounds=3
-bench encode_fp32 encode model="$MODELS/minilm" data=docstrings peer=sentence_transformers rounds=3 variant.int8.model="$INT8"
-bench encode_bf16 encode model="$MODELS/minilm" data=docstrings peer=sentence_transformers rounds=3 bench.options.bf16=true
-bench startup startup encoder=hub encoder.path="$MODELS/minilm" rounds=3
+bench train_bf16 train $train trainer.precision=bf16-mixed peer=sentence_transformers rounds=2
+bench encode_fp32 encode model="$MODELS/minilm" data=docstrings peer=sentence_transformers rounds=2 variant.int8.model="$INT8"
+bench encode_bf16 encode model="$MODELS/minilm" data=docstrings peer=sentence_transformers rounds=2 bench.options.bf16=true
+bench startup startup encoder=hub encoder.path="$MODELS/minilm" rounds=2
 
 few="rounds=1 bench.options.warm=1 bench.options.steps=2"
 bench kept train $train $few variant.64.data.batch_size=64 variant.256.data.batch_size=256 variant.1024.data.batch_size=1024

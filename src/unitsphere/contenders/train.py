@@ -43,13 +43,13 @@ class Clock(pl.Callback):
 
 
 def measure(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
-    """Run `warm + steps` steps and report on the last `steps`.
+    """Run `warm + steps` steps, report on the last `steps`, and take one more, after which the checkpoint is written.
 
     Args:
         config: Of a run of train.yaml, resolved.
     """
     clock = Clock(warm, steps)
-    config.trainer.max_steps = warm + steps
+    config.trainer.max_steps = warm + steps + 1
     with TemporaryDirectory() as place:
         run = Run.create(Path(place), "run")
         train(config, run, [clock])
