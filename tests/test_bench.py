@@ -42,12 +42,15 @@ def test_a_meter_counts_tokens_and_the_padding_that_is_computed(packs):
     embedder = Embedder(encoder, MeanPooling(encoder.dim)).train()
     encoder.pack(2 if packs else None)
     meter = Meter(encoder.model, embedder, lambda args: args[0].mask)
-    embedder(encoder.pad([*map(text, (3, 9))]))  # before it counts
+    with meter.model():
+        embedder(encoder.pad([*map(text, (3, 9))]))  # before it counts
     meter.start()
     with meter.model():
         embedder(encoder.pad([*map(text, (4, 8, 12))]))
         embedder(encoder.pad([*map(text, (5, 5))]))
     meter.stop()
+    with meter.model():
+        embedder(encoder.pad([*map(text, (30, 90))]))  # and after
     numbers = meter.numbers("samples", 5, passes=3)
     assert numbers["tokens/s"] / numbers["samples/s"] == pytest.approx((24 + 10) / 5)
     assert numbers["padding %"] == pytest.approx(0 if packs else 100 * (1 - 34 / (36 + 10)))

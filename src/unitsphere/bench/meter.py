@@ -47,7 +47,8 @@ class Meter:
         """While open, time is the model's."""
         began = synchronized()
         yield
-        self.spans.append(synchronized() - began)
+        if self.on:
+            self.spans.append(synchronized() - began)
 
     def stop(self) -> None:
         """Stop counting."""
