@@ -65,14 +65,16 @@ class Meter:
         """
         lengths = torch.cat(self.lengths)
         tokens = float(lengths.sum())
-        return {
+        found = {
             f"{unit}/s": count / self.seconds,
             "tokens/s": tokens / self.seconds,
             "padding %": 100 * (1 - tokens / self.computed),
             "FLOP/s": passes * forward_flops(self.network, lengths) / self.seconds,
-            "outside the model %": 100 * (1 - sum(self.spans) / self.seconds),
             "peak MiB": peak(),
         }
+        if self.spans:
+            found["outside the model %"] = 100 * (1 - sum(self.spans) / self.seconds)
+        return found
 
 
 def forget_peak() -> None:

@@ -44,7 +44,6 @@ def measure(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_s
         return {"texts/s": len(chosen) / (synchronized() - began), "peak MiB": peak()}
     meter = Meter(model.encoder.model, model, lambda args: args[0].mask)
     meter.start()
-    with meter.model():
-        model.encode(chosen, max_length=max_length)
+    model.encode(chosen, max_length=max_length)
     meter.stop()
     return {**meter.numbers("texts", len(chosen), passes=1), "dtype": "bfloat16" if bf16 else "float32"}

@@ -115,7 +115,6 @@ def encode(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_si
     model.encode(chosen[:batch_size], batch_size=batch_size)
     meter = metered(model)
     meter.start()
-    with meter.model():
-        model.encode(chosen, batch_size=batch_size)
+    model.encode(chosen, batch_size=batch_size)
     meter.stop()
     return {**meter.numbers("texts", len(chosen), passes=1), "dtype": "bfloat16" if bf16 else "float32"}

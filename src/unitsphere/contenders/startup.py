@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig, OmegaConf
 
+from unitsphere.errors import UsageError
+
 LIBRARY = "import hydra, omegaconf"  # what no start can do without
 FIRST_STEP = """
 import sys, time
@@ -19,7 +21,7 @@ from unitsphere.training.run import train
 
 class Done(Callback):
     def on_train_batch_end(self, *rest):
-        print(time.time(), flush=True)
+        Path(sys.argv[2], "first_step").write_text(str(time.time()))
         sys.exit(0)
 
 train(OmegaConf.load(sys.argv[1]), Run.create(Path(sys.argv[2]), "run"), [Done()])
@@ -40,7 +42,9 @@ def measure(config: DictConfig) -> dict[str, float]:
         began = time.time()
         line = [sys.executable, "-c", FIRST_STEP, str(saved), place]
         ended = subprocess.run(line, capture_output=True, text=True)
-        first = float(ended.stdout.splitlines()[-1]) - began
+        if not (Path(place) / "first_step").exists():
+            raise UsageError(f"no step was made: {ended.stderr.strip()[-500:]}")
+        first = float((Path(place) / "first_step").read_text()) - began
     own = {f"{name} own s": seconds - bare for name, seconds in shown.items()}
     return {"python and hydra s": bare, **own, "first step s": first}
 
