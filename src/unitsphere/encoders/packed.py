@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from unitsphere.encoders.drop_head import DropHead
+from unitsphere.encoders.dropout import dropout as drop
 from unitsphere.types import Tokens, TokenStates
 
 NAME = "unitsphere_packed"
@@ -85,11 +86,20 @@ def attention(
     parts = []
     for group in groups:
         own = [group.padded(x) for x in (q, k, v)]
-        seen = F.scaled_dot_product_attention(
-            own[0], own[1], own[2], attn_mask=group.mask, dropout_p=dropout, scale=scaling
-        )
+        if dropout > 0:
+            seen = with_dropout(*own, group.mask, dropout, scaling)
+        else:
+            seen = F.scaled_dot_product_attention(*own, attn_mask=group.mask, scale=scaling)
         parts.append(group.packed(seen))
     return torch.cat(parts)[None], None
+
+
+def with_dropout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scaling: float | None) -> Tensor:
+    """softmax(q k^T s) v, (B, H, T, D) each, with dropout on the weights, which no fused attention has on a CPU."""
+    scores = q * (scaling or q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return drop(scores.softmax(dim=-1), p) @ v
 
 
 AttentionInterface.register(NAME, attention)

@@ -16,6 +16,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from unitsphere import paths
 from unitsphere.encoders.drop_head import add_drop_head
+from unitsphere.encoders.dropout import draw_fast
 from unitsphere.encoders.fake_quant import add_fake_quant
 from unitsphere.encoders.layers import keep_layers
 from unitsphere.encoders.lora import add_lora, merged
@@ -38,6 +39,7 @@ class TransformerEncoder(nn.Module, Reader):
     def __init__(self, model: Any, tokenizer: Any, max_length: int):
         nn.Module.__init__(self)
         Reader.__init__(self, tokenizer, max_length)
+        draw_fast(model)
         self.model: Any = model
         self.dim: int = model.config.hidden_size
         self.source: str | None = None  # what the weights were read from
