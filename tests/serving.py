@@ -38,7 +38,7 @@ class Letters(Model):
     def identity(self):
         return "letters"
 
-    def encode(self, texts, role=None, prompt=None, max_length=None, batch_tokens=4096):
+    def encode(self, texts, role=None, prompt=None, max_length=None, batch_tokens=None):
         self.calls.append([(prompt, text) for text in texts])
         self.threads.add(threading.get_ident())
         self.free.wait(10)

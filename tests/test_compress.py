@@ -27,7 +27,7 @@ def saved(folder):
 
 
 def unitsphere(*arguments, cwd):
-    line = [sys.executable, "-m", "unitsphere.cli", *arguments]
+    line = [sys.executable, "-m", "unitsphere", *arguments]
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
 
 
@@ -68,7 +68,7 @@ def test_a_training_run_ends_with_its_compression(tmp_path, pairs):
     line = [
         sys.executable,
         "-m",
-        "unitsphere.cli",
+        "unitsphere",
         "train",
         "loss=infonce",
         "encoder=tiny",

@@ -151,7 +151,7 @@ def test_only_what_is_missing_is_computed(folder, monkeypatch):
 def test_a_killed_process_loses_at_most_a_file(folder):
     write(folder / "corpus.jsonl", [f"{text} {i}" for i in range(300) for text in TEXTS])
     line = ["model=model", "corpus=corpus.jsonl", "out=made", "workers.threads=1", "rows=400"]
-    process = subprocess.Popen([sys.executable, "-m", "unitsphere.cli", "encode", *line], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "unitsphere", "encode", *line], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not (folder / "made" / "part-00004.parquet").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

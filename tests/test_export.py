@@ -134,7 +134,7 @@ def test_triton(tmp_path):
 
 
 def command(*arguments: str, cwd) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "unitsphere.cli", "export", *arguments]
+    line = [sys.executable, "-m", "unitsphere", "export", *arguments]
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
 
 

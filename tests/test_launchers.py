@@ -136,7 +136,7 @@ def test_a_machine_without_optuna_says_what_is_missing(monkeypatch):
 def test_a_killed_search_goes_on_with_its_trials(line, tmp_path):
     settings = [*line, "hydra/sweeper=optuna", "hydra.sweeper.trials=3", f"{WEIGHT}=interval(-1.0,1.0)"]
     settings += [f"hydra.sweep.dir={tmp_path / 'sweep'}", "trainer.max_steps=40", "callbacks.selection.save_every=2"]
-    process = subprocess.Popen([sys.executable, "-m", "unitsphere.cli", "train", *settings], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "unitsphere", "train", *settings], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "sweep").glob("*/checkpoints/last.ckpt"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)

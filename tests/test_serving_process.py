@@ -64,7 +64,7 @@ async def ended(client, process):
 def test_a_server_from_its_start_to_its_end(tmp_path):
     pooling, embedder = "unitsphere.pooling.mean.MeanPooling", "unitsphere.embedder.Embedder"
     artefact.save(artefact.assemble(tiny(), {"_target_": pooling}, {"_target_": embedder}), tmp_path / "tiny")
-    line = [sys.executable, "-m", "unitsphere.cli", "serve", f"model={tmp_path / 'tiny'}", "port=0", "batch_tokens=256"]
+    line = [sys.executable, "-m", "unitsphere", "serve", f"model={tmp_path / 'tiny'}", "port=0", "batch_tokens=256"]
     process = subprocess.Popen(
         [*line, "threads=1", "api_key_env=SOME_KEY"],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "SOME_KEY": "geheim"},

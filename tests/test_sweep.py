@@ -75,7 +75,7 @@ def test_equal_cells_are_run_once(line, tmp_path):
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_numbers(line, tmp_path):
     settings = [*line, "loss=infonce", "seed=1,2,3", "trainer.max_steps=30", "callbacks.selection.save_every=2"]
-    process = subprocess.Popen([sys.executable, "-m", "unitsphere.cli", "train", *settings], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "unitsphere", "train", *settings], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "sweep").glob("*/checkpoints/last.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -106,7 +106,7 @@ def test_a_number_that_does_not_reproduce_is_found(finished, tmp_path):
 
 def killed(line, folder, at_step):
     """Start a run in a process of its own and kill it when its checkpoint has reached a step."""
-    process = subprocess.Popen([sys.executable, "-m", "unitsphere.cli", "train", *line], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "unitsphere", "train", *line], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         for file in Path(folder).glob("*/*/checkpoints/last.ckpt"):

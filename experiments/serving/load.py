@@ -79,7 +79,7 @@ def start(name: str, model: str, threads: int, settings: list[str] | None) -> su
     if settings is None:
         line = [sys.executable, __file__, name, model, str(threads)]
     else:
-        line = [sys.executable, "-m", "unitsphere.cli", "serve", f"model={model}", "port=0", f"threads={threads}"]
+        line = [sys.executable, "-m", "unitsphere", "serve", f"model={model}", "port=0", f"threads={threads}"]
         line += settings
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

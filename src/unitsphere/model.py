@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitsphere.encoders.reader import Reader
+from unitsphere.encoders.reader import Reader, pass_tokens
 from unitsphere.types import Passes, Text, Tokens
 
 BLOCK = 16384  # texts that are sorted by length together
@@ -58,6 +58,11 @@ class Model(ABC):
         """Of one vector where it is stored."""
         return 4 * self.dim
 
+    @property
+    def pass_tokens(self) -> int:
+        """Padded tokens a forward pass, where nothing else is asked for."""
+        return pass_tokens(self.device)
+
     def to(self, device: torch.device | str) -> Self:
         """The same model, from now on computing there; one that is bound to a place stays in it."""
         return self
@@ -73,7 +78,7 @@ class Model(ABC):
         role: str | None = None,
         prompt: str | None = None,
         max_length: int | None = None,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
     ) -> np.ndarray:
         """Embed texts.
 
@@ -82,7 +87,7 @@ class Model(ABC):
             role: A name in `prompts`, e.g. "query" or "document", or "symmetric": selects the prompt.
             prompt: Used instead of a named prompt.
             max_length: In tokens; None is the encoder's limit, and with windows none.
-            batch_tokens: Padded tokens a forward pass.
+            batch_tokens: Padded tokens a forward pass; None is `pass_tokens`.
 
         Returns:
             (len(texts), dim) float32, in the order given.
@@ -100,7 +105,7 @@ class Model(ABC):
         role: str | None = None,
         prompt: str | None = None,
         max_length: int | None = None,
-        batch_tokens: int = 4096,
+        batch_tokens: int | None = None,
     ) -> Iterator[np.ndarray]:
         """Embed texts without end, in memory that does not grow: while a block of them is computed, longest first, the
         next one is tokenised.
@@ -115,6 +120,7 @@ class Model(ABC):
         if prompt is None:
             prompt = self.prompts.get("query" if role == "symmetric" else role or "", "")
         before, length = prompt, self.encoder.prompt_length(prompt)
+        budget = batch_tokens or self.pass_tokens
 
         def read(block: Sequence[str]) -> list[Text]:
             ids, cut = self.encoder.cut([before + text for text in block], max_length)
@@ -126,7 +132,7 @@ class Model(ABC):
             vectors = torch.empty(len(texts), self.dim)
             start = 0
             while start < len(order):
-                some = order[start : start + max(1, batch_tokens // len(texts[order[start]].ids))]
+                some = order[start : start + max(1, budget // len(texts[order[start]].ids))]
                 tokens = self.encoder.pad([texts[i] for i in some])
                 moved = Tokens(*(x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)))
                 vectors[some] = function(moved).to(vectors)

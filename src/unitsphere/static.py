@@ -56,6 +56,10 @@ class StaticModel(nn.Module, Model):
     def device(self) -> torch.device:
         return self.embedding.weight.device
 
+    @property
+    def pass_tokens(self) -> int:
+        return 2**16  # looking rows up takes less than a pass costs beside
+
     def protocol(self) -> dict[str, Any]:
         return {
             "pooling": "static",

@@ -124,7 +124,7 @@ def command(stage: str, overrides: Sequence[str], folder: Path, done: Mapping[st
     for name, of_run in done.items():
         filled = [o.replace(f"{{{name}}}", str(of_run)) for o in filled]
     given = [*filled[verb(filled) != "train" :], f"outputs={folder}", f"name={stage}"]
-    return [sys.executable, "-m", "unitsphere.cli", verb(filled), *given]
+    return [sys.executable, "-m", "unitsphere", verb(filled), *given]
 
 
 def check(stages: Mapping[str, Sequence[str]]) -> None:

@@ -110,7 +110,7 @@ class Work:
         own = [o.replace("{original}", original) for o in overrides]
         fixed = [f"init={start}", f"seed={self.config.seed}", f"trainer.threads={self.config.threads}"]
         typed = [*self.overrides, *own, *fixed, f"outputs={context.folder}", "name=recovery"]
-        ended = subprocess.run([sys.executable, "-m", "unitsphere.cli", "train", *last_of_each_key(typed)])
+        ended = subprocess.run([sys.executable, "-m", "unitsphere", "train", *last_of_each_key(typed)])
         if ended.returncode:
             raise UsageError(f"the recovery in {context.folder} failed; what it said stands above")
         trained = max((context.folder / "recovery").iterdir())

@@ -51,7 +51,7 @@ def after_training(run: Run) -> None:
     own = [o for o in typed if o.lstrip("+~").startswith(("compression.", "calibration@", "eval=", "eval.", "index@"))]
     fixed = [f"model={run.folder}", f"compression=[{','.join(steps)}]", f"outputs={run.folder}"]
     settings = [f"seed={run.config.seed}", f"threads={run.config.trainer.threads}"]
-    line = [sys.executable, "-m", "unitsphere.cli", "compress", *fixed, *own, *settings]
+    line = [sys.executable, "-m", "unitsphere", "compress", *fixed, *own, *settings]
     alone = {k: v for k, v in os.environ.items() if k not in OF_RANKS}
     if subprocess.run(line, env=alone).returncode:
         raise UsageError(

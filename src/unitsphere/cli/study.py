@@ -116,7 +116,7 @@ def run(study: Study, outputs: str, typed: Sequence[str] = ()) -> bool:
 
     for name, line in study.sweeps.items():
         folder = study.place(outputs) / name
-        command = [sys.executable, "-m", "unitsphere.cli", "train", "-m", f"hydra.sweep.dir={folder}", *typed, *line]
+        command = [sys.executable, "-m", "unitsphere", "train", "-m", f"hydra.sweep.dir={folder}", *typed, *line]
         subprocess.run(command)
     records = study.runs(outputs)
     done = [r for r in records if r.info["status"] == "done"]

@@ -33,7 +33,7 @@ def measure(config: DictConfig) -> dict[str, float]:
 
     "own" is what is left of it when the interpreter's start and the import of Hydra are taken off.
     """
-    cli = [sys.executable, "-m", "unitsphere.cli", "train"]
+    cli = [sys.executable, "-m", "unitsphere", "train"]
     bare = _seconds([sys.executable, "-c", LIBRARY])
     shown = {"--help": _seconds([*cli, "--help"]), "--cfg job": _seconds([*cli, "--cfg", "job"])}
     with TemporaryDirectory() as place:

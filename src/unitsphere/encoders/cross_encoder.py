@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from unitsphere import paths
 from unitsphere.encoders.pruned import from_pretrained
+from unitsphere.encoders.reader import pass_tokens
 from unitsphere.errors import UsageError
 
 CHUNK = 8192
@@ -24,13 +25,13 @@ class CrossEncoder:
     Args:
         path: A run of loss=cross_encoder, a model folder or a hub id.
         max_length: Tokens of a pair, never over what the model was trained on; longer ones are cut at the longer text.
-        batch_tokens: Padded tokens a forward pass.
+        batch_tokens: Padded tokens a forward pass; None is `reader.pass_tokens`.
 
     Raises:
         UsageError: No cross-encoder is there.
     """
 
-    def __init__(self, path: str, max_length: int = 256, batch_tokens: int = 8192):
+    def __init__(self, path: str, max_length: int = 256, batch_tokens: int | None = None):
         source = str(paths.model(path) or path)
         try:
             kind = AutoModelForSequenceClassification
@@ -45,7 +46,7 @@ class CrossEncoder:
             )
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.max_length = min(max_length, self.tokenizer.model_max_length)
-        self.batch_tokens = batch_tokens
+        self.batch_tokens = batch_tokens or pass_tokens(self.model.device)
 
     @torch.no_grad()
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -85,7 +85,7 @@ def attention(
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
     parts = []
     for group in groups:
-        own = [group.padded(x) for x in (q, k, v)]
+        own = group.padded(q), group.padded(k), group.padded(v)
         if dropout > 0:
             seen = with_dropout(*own, group.mask, dropout, scaling)
         else:

@@ -82,3 +82,8 @@ class Reader:
             row[: len(text.ids)] = text.ids
         mask = torch.arange(width) < lengths[:, None]  # (1, T) < (B, 1)
         return Tokens(torch.from_numpy(ids), mask.long(), torch.tensor([text.prompt for text in texts]))
+
+
+def pass_tokens(device: torch.device) -> int:
+    """Padded tokens of a forward pass of an encoder: on a CPU as many as lie in its caches between two layers."""
+    return 1024 if device.type == "cpu" else 16384

@@ -194,7 +194,7 @@ class Engine:
         for role, prompt in dict.fromkeys((key.role, key.prompt) for key in keys):
             some = [key for key in keys if (key.role, key.prompt) == (role, prompt)]
             texts = [key.text for key in some]
-            vectors = self.model.encode(texts, role, prompt, batch_tokens=self.settings.batch_tokens)
+            vectors = self.model.encode(texts, role, prompt)
             if not np.isfinite(vectors).all():
                 raise FloatingPointError("a vector with numbers that are not finite")
             found.update(zip(some, vectors, strict=True))
