@@ -1,12 +1,16 @@
 """One measurement in a process of its own, which has nothing of an earlier one in its memory.
 
-`python -m unitsphere.bench.child` reads what to measure from standard input and prints the numbers as its last line.
+`python -m unitsphere.bench.child FILE` reads what to measure from a file, and prints the numbers as its last line. What
+it measures may start further ranks of itself by the same command line; they print nothing.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra.utils import get_method
@@ -26,8 +30,11 @@ def measured(call: str, config: Any, threads: int, options: Mapping[str, Any]) -
         UsageError: It failed; the message is its own.
     """
     given = json.dumps([call, OmegaConf.to_container(config), threads, dict(options)])
-    line = [sys.executable, "-m", "unitsphere.bench.child"]
-    ended = subprocess.run(line, input=given, capture_output=True, text=True)
+    with TemporaryDirectory() as place:
+        file = Path(place) / "given.json"
+        file.write_text(given, encoding="utf-8")
+        line = [sys.executable, "-m", "unitsphere.bench.child", str(file)]
+        ended = subprocess.run(line, capture_output=True, text=True)
     if ended.returncode:
         raise UsageError(f"{call}: {ended.stderr.strip()[-2000:]}")
     return json.loads(ended.stdout.splitlines()[-1])
@@ -39,14 +46,15 @@ def main() -> None:
 
     from unitsphere.training.run import quiet
 
-    call, config, threads, options = json.loads(sys.stdin.read())
+    call, config, threads, options = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(threads)
     quiet()
     try:
         numbers = get_method(call)(OmegaConf.create(config), **options)
     except UsageError as error:
         sys.exit(str(error))
-    sys.stdout.write(f"\n{json.dumps(numbers)}\n")
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        sys.stdout.write(f"\n{json.dumps(numbers)}\n")
 
 
 if __name__ == "__main__":

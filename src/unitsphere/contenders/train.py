@@ -1,5 +1,6 @@
 """Training steps of ours, through the path that every run takes."""
 
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -8,6 +9,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from unitsphere.bench.meter import Meter
+from unitsphere.cli.train import RUN_OF_RANKS, joined
 from unitsphere.runs import Run
 from unitsphere.training.run import train
 
@@ -26,7 +28,7 @@ class Clock(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         embedder = pl_module.embedder
         self.meter = Meter(embedder.encoder.model, embedder, lambda args: args[0].mask)
-        self.precision = str(trainer.precision)
+        self.precision, self.ranks = str(trainer.precision), trainer.world_size
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.span = self.meter.model()
@@ -44,6 +46,7 @@ class Clock(pl.Callback):
 
 def measure(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
     """Run `warm + steps` steps, report on the last `steps`, and take one more, after which the checkpoint is written.
+    Memory is that of one rank, where there are several.
 
     Args:
         config: Of a run of train.yaml, resolved.
@@ -51,8 +54,13 @@ def measure(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
     clock = Clock(warm, steps)
     config.trainer.max_steps = warm + steps + 1
     with TemporaryDirectory() as place:
-        run = Run.create(Path(place), "run")
+        run = joined()
+        if run is None:
+            run = Run.create(Path(place), "run")
+            os.environ[RUN_OF_RANKS] = str(run.folder)
         train(config, run, [clock])
     rows = config.data.batch_size * config.trainer.accumulate_grad_batches
     numbers = clock.meter.numbers("samples", rows * steps, passes=3)
+    if clock.ranks > 1:  # the meter has counted what this one read
+        numbers = {"samples/s": numbers["samples/s"], "peak MiB": numbers["peak MiB"]}
     return {**numbers, "dtype": "bfloat16" if "bf16" in clock.precision else "float32"}
