@@ -104,6 +104,28 @@ def test_training_and_embedding_are_measured_beside_a_variant_and_the_peer(tmp_p
 
 
 @pytest.mark.slow
+def test_several_ranks_are_one_contender(tmp_path, pairs):
+    data = ["data=pairs", f"data.path={pairs}", "data.batch_size=8", "rounds=1", "threads=1"]
+    steps = ["bench.options.steps=2", "bench.options.warm=1", "encoder=tiny", "loss=infonce"]
+    two = ["variant.two.trainer=ddp", "variant.two.trainer.accelerator=cpu"]
+    done = command("bench", "train", *data, *steps, *two, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "bench" / "train").iterdir()
+    turns = pd.read_csv(folder / "rounds.csv").set_index("contender")
+    assert list(turns.index) == ["unitsphere", "two"] and (turns["samples/s"] > 0).all()
+    assert turns["tokens/s"].isna().tolist() == [False, True]
+
+
+@pytest.mark.slow
+def test_mining_is_measured(tmp_path, pairs):
+    done = command("bench", "mine", "encoder=tiny", "data=pairs", f"data.path={pairs}", "rounds=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "outputs" / "bench" / "mine").iterdir()
+    turns = pd.read_csv(folder / "rounds.csv")
+    assert (turns["pairs/s"] > 0).all() and (turns["seconds"] > 0).all()
+
+
+@pytest.mark.slow
 def test_a_peer_or_an_override_that_does_not_fit_is_said(tmp_path):
     for line, what in (
         (["bench", "train", "peer=nobody"], "sentence_transformers would fit"),

@@ -1,10 +1,12 @@
 """What is exported computes what the model computes, or is not left there."""
 
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -92,6 +94,17 @@ def test_sentence_transformers_loads_the_folder_and_its_graph(tmp_path):
     for file in ("config.json", "tokenizer.json", "model.safetensors", "modules.json", "1_Pooling/config.json"):
         assert (tmp_path / file).exists()  # what Text Embeddings Inference reads
     assert json.loads((tmp_path / "sentence_bert_config.json").read_text())["max_seq_length"] == 32
+
+
+def test_the_folder_has_a_graph_in_int8_too(tmp_path):
+    embedder = model()
+    said = ToSentenceTransformers(quantized=Int8Dynamic())(embedder, tmp_path)
+    assert re.search(r"int8: mean cosine of hidden states (0\.99|1\.00)", said)
+    graphs = [tmp_path / "onnx" / name for name in ("model.onnx", "model_int8.onnx")]
+    types = [{i.data_type for i in onnx.load(graph).graph.initializer} for graph in graphs]
+    assert onnx.TensorProto.INT8 in types[1] - types[0]
+    with pytest.raises(UsageError, match=r"in int8 hidden states .* below 1\.01"):
+        ToSentenceTransformers(quantized=Int8Dynamic(), cosine=1.01)(embedder, tmp_path / "other")
 
 
 def test_what_sentence_transformers_has_not_is_said(tmp_path):

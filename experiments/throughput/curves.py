@@ -25,9 +25,12 @@ def main() -> None:
             table.index = table.index.astype(int)
             table = table.sort_index()
             name = Path(file).stem
-            grid[0][column].plot(table.index, 1000 / table["samples/s"], marker="o", label=name)
+            training = "samples/s" in table
+            grid[0][column].plot(
+                table.index, 1000 / table["samples/s"] if training else table["seconds"], marker="o", label=name
+            )
             grid[1][column].plot(table.index, table["peak MiB"], marker="o", label=name)
-        for axes, what in zip(grid[:, column], ("ms a sample", "peak MiB"), strict=True):
+        for axes, what in zip(grid[:, column], ("ms a sample" if training else "seconds", "peak MiB"), strict=True):
             axes.set(xscale="log", xlabel=label, ylabel=what, ylim=(0, None))
             axes.grid(alpha=0.3)
         grid[0][column].legend()

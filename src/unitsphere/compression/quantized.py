@@ -1,6 +1,7 @@
 """What int8 and int4 share: the weighted products of a graph, replaced one by one."""
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import ClassVar
 
 from unitsphere.compression.products import Product, Replacement, read, replace, shrink_tables
@@ -26,13 +27,17 @@ class Quantized(Step):
     def apply(self, model: Model, context: Context) -> Model:
         graph = as_graph(model, context.folder)
         self.attach(graph, context)
-        proto = read(graph.file)
+        file = context.folder / "quantized.onnx"
+        self.rewrite(graph.file, file)
+        return graph.with_graph(file, self.precision)
+
+    def rewrite(self, source: Path, file: Path) -> None:
+        """The graph of one file, its products replaced, into another."""
+        proto = read(source)
         replace(proto, self.product)
         if self.embeddings:
             shrink_tables(proto)
-        file = context.folder / "quantized.onnx"
         save(proto, file)
-        return graph.with_graph(file, self.precision)
 
     def attach(self, graph: GraphModel, context: Context) -> None:
         """Look at the model before its products are replaced."""

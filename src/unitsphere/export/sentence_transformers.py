@@ -1,4 +1,5 @@
-"""A folder for sentence-transformers, with an ONNX graph of the encoder for its onnx backend.
+"""A folder for sentence-transformers, with ONNX graphs of the encoder for its onnx backend: in float32, and in int8,
+which it loads with model_kwargs={"file_name": "onnx/model_int8.onnx"}.
 
 Text Embeddings Inference reads the same files: config.json, tokenizer.json, model.safetensors or onnx/model.onnx,
 modules.json, 1_Pooling/config.json and sentence_bert_config.json.
@@ -11,18 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
 from unitsphere import artefact
+from unitsphere.compression.quantized import Quantized
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.export.verify import same, texts
 from unitsphere.graph import GRAPH
 from unitsphere.model import Model
 from unitsphere.tracing import to_onnx
-from unitsphere.types import Tokens
+from unitsphere.types import Text, Tokens
 
 HIDDEN = "last_hidden_state"  # what both read; they pool themselves
+INT8 = "onnx/model_int8.onnx"
 
 
 class States(nn.Module):
@@ -41,10 +46,12 @@ class ToSentenceTransformers:
 
     Args:
         tolerance: The largest difference of any number of a vector.
+        quantized: Makes the graph in int8; null leaves it out. It must not need texts.
+        cosine: The least mean cosine of its hidden states to those of the other.
     """
 
-    def __init__(self, tolerance: float = 1e-4):
-        self.tolerance = tolerance
+    def __init__(self, tolerance: float = 1e-4, quantized: Quantized | None = None, cosine: float = 0.95):
+        self.tolerance, self.quantized, self.cosine = tolerance, quantized, cosine
 
     def __call__(self, model: Model, folder: Path) -> str:
         """Write into an empty folder, and say how near it is.
@@ -61,9 +68,31 @@ class ToSentenceTransformers:
             raise UsageError(f"to=sentence_transformers: it has nothing like {kind}; to=onnx goes with any pooling")
         worst = same(model, artefact.load(folder), self.tolerance, ("the model", "the folder"))
         to_onnx(model.cpu().float().eval(), folder / GRAPH, States, HIDDEN)
+        said = f"largest difference {worst:.1e}"
+        if self.quantized is not None:
+            self.quantized.rewrite(folder / GRAPH, folder / INT8)
+            said += f"; int8: mean cosine of hidden states {self.near(model, folder):.4f}"
         if find_spec("sentence_transformers") is None:
-            return f"largest difference {worst:.1e}; sentence-transformers is not installed, so it was not loaded there"
-        return f"largest difference in sentence-transformers {self.there(model, folder):.1e}"
+            return f"{said}; sentence-transformers is not installed, so it was not loaded there"
+        return f"{said}; in sentence-transformers, largest difference {self.there(model, folder):.1e}"
+
+    def near(self, model: Embedder, folder: Path) -> float:
+        """The mean cosine between the hidden states of both graphs.
+
+        Raises:
+            UsageError: It is below `cosine`.
+        """
+        sessions = [InferenceSession(str(folder / graph)) for graph in (GRAPH, INT8)]
+        found, some = [], sorted(texts(model.encoder), key=len)
+        for start in range(0, len(some), 8):
+            tokens = model.encoder.pad([Text(ids) for ids in model.encoder.tokenize(some[start : start + 8])])
+            given = {"input_ids": tokens.ids.numpy(), "attention_mask": tokens.mask.numpy()}
+            a, b = (torch.from_numpy(session.run([HIDDEN], given)[0]) for session in sessions)
+            found.append(torch.cosine_similarity(a, b, dim=-1)[tokens.mask.bool()])
+        mean = float(torch.cat(found).mean())
+        if not mean >= self.cosine:
+            raise UsageError(f"in int8 hidden states have a mean cosine of {mean:.3f}, below {self.cosine}")
+        return mean
 
     def there(self, model: Model, folder: Path) -> float:
         """The largest difference from what sentence-transformers computes.
