@@ -15,7 +15,9 @@ from unitsphere import paths
 from unitsphere.cli.evaluate import evaluate
 from unitsphere.digest import tokenizer_identity
 from unitsphere.evaluation.stored import StoredEmbed
+from unitsphere.training.module import EmbeddingModule
 from unitsphere.training.run import remembered
+from unitsphere.types import Result
 
 TEXTS = ["a tree", "sort an array", "", "合同"]
 
@@ -137,6 +139,20 @@ def test_an_evaluation_reads_what_an_earlier_one_kept(pairs, tmp_path, monkeypat
     monkeypatch.setattr("unitsphere.embedder.Embedder.embed", None)  # which nothing may call now
     runs += [evaluate(composed(*line, root="eval"), tmp_path / "kept")]
     assert runs[0].metrics == runs[1].metrics == runs[2].metrics and runs[0].metrics
+
+
+def test_the_first_look_at_dev_reads_what_was_kept_and_no_later_one_does(monkeypatch):
+    embedder = model(dropout=0)
+    counting = Counting(embedder.embed)
+    monkeypatch.setattr(embedder, "embed", counting)
+    dev = [lambda embed: Result({"m": float(embed(TEXTS, "query").sum())}, "m", {}, {})]
+    module = EmbeddingModule(embedder, None, None, dev, untrained=lambda: remembered(embedder, 1))
+    first = module.score_dev()
+    assert counting.asked == len(TEXTS)
+    assert module.score_dev() == first and counting.asked == len(TEXTS)
+    monkeypatch.setattr(EmbeddingModule, "global_step", 1)
+    module.score_dev()
+    assert counting.asked == 2 * len(TEXTS)
 
 
 def test_a_tokenizer_written_in_python_has_an_identity():

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unitsphere.embedder import Embedder
+from unitsphere.training.heap import give_back
 from unitsphere.types import Batch, Embeddings, Text, Tokens
 
 
@@ -35,7 +36,7 @@ class LengthSorted:
         self.pad, self.chunks, self.cache_rows, self.device = pad, chunks, cache_rows, device
 
     def __call__(self, texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        order = np.argsort([len(text.ids) for text in texts], kind="stable")
+        order = np.argsort([-len(text.ids) for text in texts], kind="stable")
         count = self.chunks if self.cache_rows is None else -(-len(texts) // self.cache_rows)
         parts = []
         for chunk in np.array_split(order, min(count, len(texts))):
@@ -45,7 +46,7 @@ class LengthSorted:
             if self.cache_rows is None:
                 parts.append(self._pass(function, *given))
             else:  # plain tensors: by them it finds the device whose random state it has to restore
-                parts.append(checkpoint(self._pass, function, *given, use_reentrant=False))
+                parts.append(_released(checkpoint(self._pass, function, *given, use_reentrant=False)))
         back = torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)
         return torch.cat(parts)[back]
 
@@ -56,6 +57,16 @@ class LengthSorted:
     @staticmethod
     def _pass(function: Callable[..., Tensor], ids: Tensor, mask: Tensor, prompt: Tensor, *rows: Tensor) -> Tensor:
         return function(Tokens(ids, mask, prompt), *rows)
+
+
+def _released(z: Tensor) -> Tensor:
+    """What a pass gave, and the memory that it took given back: now, and before it is computed again. What is kept of a
+    pass is little, but lies everywhere between what was freed, so that the next one would not find room in it."""
+    if z.device.type == "cpu":
+        give_back()
+        if z.requires_grad:
+            z.register_hook(lambda gradient: give_back())
+    return z
 
 
 def embeddings(embedder: Embedder, batch: Batch, views: int, passes: LengthSorted) -> Embeddings:

@@ -1,4 +1,5 @@
-"""Freed memory kept for the next step, where the C library would give it back to the system.
+"""Freed memory: kept for the next step, where the C library would give it back to the system, or given back where the C
+library would keep it.
 
 glibc returns blocks of 32 MiB and more as soon as they are free, and each of their pages costs a fault and is cleared
 when it is asked for again. The gradient of a table of embeddings is such a block, in every step.
@@ -24,3 +25,10 @@ def keep_freed() -> None:
     c = ctypes.CDLL(None)
     c.mallopt(MMAP_THRESHOLD, MOST)
     c.mallopt(TRIM_THRESHOLD, 2 * MOST - 1)
+
+
+def give_back() -> None:
+    """Return the pages of all free blocks to the system, also of those between blocks that are in use, which are too
+    small for what is asked for next. Nothing happens without glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,6 @@
 """The one LightningModule: every objective trains through it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +16,7 @@ from unitsphere.training.chunks import LengthSorted, embeddings
 from unitsphere.training.gather import gather
 from unitsphere.training.sharding import shard, sharded
 from unitsphere.training.together import SharedEmbed, clock, together
-from unitsphere.types import Batch, Evaluator, Loss, Result
+from unitsphere.types import Batch, Embed, Evaluator, Loss, Result
 
 
 class EmbeddingModule(pl.LightningModule):
@@ -28,10 +28,17 @@ class EmbeddingModule(pl.LightningModule):
         optim: Called with this module and the number of steps; returns optimiser and scheduler.
         dev: Evaluators of the dev split, which choose the checkpoint.
         eval_seconds: That each may take (see `evaluation.score`).
+        untrained: Makes what embeds dev's texts before the first step, e.g. out of a cache; None is the embedder.
     """
 
     def __init__(
-        self, embedder: Embedder, loss: Loss, optim: Any, dev: Sequence[Evaluator], eval_seconds: float | None = None
+        self,
+        embedder: Embedder,
+        loss: Loss,
+        optim: Any,
+        dev: Sequence[Evaluator],
+        eval_seconds: float | None = None,
+        untrained: Callable[[], Embed] | None = None,
     ):
         super().__init__()
         self.embedder = embedder
@@ -39,7 +46,7 @@ class EmbeddingModule(pl.LightningModule):
         self.optim = optim
         self.dev = dev
         self.read_dev: dict[tuple[str, int], tuple[int, int]] = {}  # how many texts the last look cut
-        self.eval_seconds = eval_seconds
+        self.eval_seconds, self.untrained = eval_seconds, untrained
 
     def configure_model(self) -> None:
         mesh = self.device_mesh
@@ -85,7 +92,9 @@ class EmbeddingModule(pl.LightningModule):
         """The embedder as it is now, on dev. Of several ranks, every one must call this."""
         with self.embedder.counting() as self.read_dev:
             if not ranks.several():
-                return score(self.dev, self.embedder.embed, self.eval_seconds)
+                untrained = self.untrained if self.global_step == 0 else None
+                embed = untrained() if untrained is not None else self.embedder.embed
+                return score(self.dev, embed, self.eval_seconds)
             divided = not sharded(self.embedder)
             embed = SharedEmbed(self.embedder.embed, self.device, divided)
             result = together(lambda: score(self.dev, embed, self.eval_seconds, clock))

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -137,7 +138,8 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config))
     torch.manual_seed(config.seed + trainer.global_rank)  # each rank has its own dropout
-    module = EmbeddingModule(embedder, loss, optim, dev, config.get("eval_seconds"))
+    untrained = partial(remembered, embedder, config.get("vector_cache") or 0)
+    module = EmbeddingModule(embedder, loss, optim, dev, config.get("eval_seconds"), untrained)
     device = next(embedder.parameters()).device
     began = time.monotonic()
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
