@@ -18,6 +18,8 @@ from unitsphere.embedder import Embedder
 from unitsphere.training.heap import give_back
 from unitsphere.types import Batch, Embeddings, Text, Tokens
 
+RELEASE = 8  # passes of the gradient cache between two times that free memory is given back, which costs page faults
+
 
 class LengthSorted:
     """Runs a function over texts in length-sorted chunks (see `types.Passes`).
@@ -39,14 +41,16 @@ class LengthSorted:
         order = np.argsort([-len(text.ids) for text in texts], kind="stable")
         count = self.chunks if self.cache_rows is None else -(-len(texts) // self.cache_rows)
         parts = []
-        for chunk in np.array_split(order, min(count, len(texts))):
+        for number, chunk in enumerate(np.array_split(order, min(count, len(texts)))):
             tokens = self.pad([texts[i] for i in chunk])
             given = [x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)]
             given += [x[torch.from_numpy(chunk).to(x.device)] for x in rows]
             if self.cache_rows is None:
                 parts.append(self._pass(function, *given))
             else:  # plain tensors: by them it finds the device whose random state it has to restore
-                parts.append(_released(checkpoint(self._pass, function, *given, use_reentrant=False)))
+                parts.append(checkpoint(self._pass, function, *given, use_reentrant=False))
+                if number % RELEASE == 0:
+                    _release(parts[-1])
         back = torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)
         return torch.cat(parts)[back]
 
@@ -59,14 +63,13 @@ class LengthSorted:
         return function(Tokens(ids, mask, prompt), *rows)
 
 
-def _released(z: Tensor) -> Tensor:
-    """What a pass gave, and the memory that it took given back: now, and before it is computed again. What is kept of a
-    pass is little, but lies everywhere between what was freed, so that the next one would not find room in it."""
+def _release(z: Tensor) -> None:
+    """Give back the memory of the passes before: now that z is there, and when it is about to be computed again. What is
+    kept of a pass is little, but lies everywhere between what was freed, so that a later one would not find room."""
     if z.device.type == "cpu":
         give_back()
         if z.requires_grad:
             z.register_hook(lambda gradient: give_back())
-    return z
 
 
 def embeddings(embedder: Embedder, batch: Batch, views: int, passes: LengthSorted) -> Embeddings:
