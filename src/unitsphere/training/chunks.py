@@ -64,8 +64,8 @@ class LengthSorted:
 
 
 def _release(z: Tensor) -> None:
-    """Give back the memory of the passes before: now that z is there, and before it is computed again. What is kept of a
-    pass is little, but lies everywhere between what was freed, so that a later one would not find room."""
+    """Give back the memory of the passes before: now that z is there, and before it is computed again. What is kept of
+    a pass is little, but lies everywhere between what was freed, so that a later one would not find room."""
     if z.device.type == "cpu":
         give_back()
         if z.requires_grad:
