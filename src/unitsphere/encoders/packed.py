@@ -86,10 +86,10 @@ def attention(
     parts = []
     for group in groups:
         own = group.padded(q), group.padded(k), group.padded(v)
-        if dropout > 0:
+        if dropout > 0 and query.device.type == "cpu":
             seen = with_dropout(*own, group.mask, dropout, scaling)
         else:
-            seen = F.scaled_dot_product_attention(*own, attn_mask=group.mask, scale=scaling)
+            seen = F.scaled_dot_product_attention(*own, attn_mask=group.mask, dropout_p=dropout, scale=scaling)
         parts.append(group.packed(seen))
     return torch.cat(parts)[None], None
 
