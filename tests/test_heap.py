@@ -10,7 +10,7 @@ import pytest
 COUNT = """
 import resource, sys
 import torch
-from unitsphere.training.heap import keep_freed
+from unitsphere.heap import keep_freed
 
 if sys.argv[1] == "kept":
     keep_freed()

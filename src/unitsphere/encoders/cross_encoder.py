@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from unitsphere import paths
+from unitsphere.encoders.inference import infer_fast
 from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.reader import pass_tokens
 from unitsphere.errors import UsageError
@@ -44,6 +45,7 @@ class CrossEncoder:
                 f"{path}: this model has no classifier, so it is no cross-encoder. Train one: python train.py "
                 f"loss=cross_encoder eval=none select=last encoder=hub encoder.path={path} data=…"
             )
+        infer_fast(model)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.max_length = min(max_length, self.tokenizer.model_max_length)
         self.batch_tokens = batch_tokens or pass_tokens(self.model.device)

@@ -18,6 +18,7 @@ from unitsphere import paths
 from unitsphere.encoders.drop_head import add_drop_head
 from unitsphere.encoders.dropout import draw_fast
 from unitsphere.encoders.fake_quant import add_fake_quant
+from unitsphere.encoders.inference import infer_fast
 from unitsphere.encoders.layers import keep_layers
 from unitsphere.encoders.lora import add_lora, merged
 from unitsphere.encoders.packed import can_be_packed, first_position, packed
@@ -40,6 +41,7 @@ class TransformerEncoder(nn.Module, Reader):
         nn.Module.__init__(self)
         Reader.__init__(self, tokenizer, max_length)
         draw_fast(model)
+        infer_fast(model)
         self.model: Any = model
         self.dim: int = model.config.hidden_size
         self.source: str | None = None  # what the weights were read from

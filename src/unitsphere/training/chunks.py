@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unitsphere.embedder import Embedder
-from unitsphere.training.heap import give_back
+from unitsphere.heap import give_back
 from unitsphere.types import Batch, Embeddings, Text, Tokens
 
 RELEASE = 8  # passes of the gradient cache between two times that free memory is given back, which costs page faults

@@ -8,7 +8,6 @@ import torch
 from omegaconf import DictConfig
 
 from unitsphere.errors import UsageError
-from unitsphere.training.heap import keep_freed
 
 
 class Trainer(pl.Trainer):
@@ -24,7 +23,6 @@ class Trainer(pl.Trainer):
 
     def __init__(self, threads: int, chunks: int, packed: bool = False, cache_rows: int | None = None, **kwargs: Any):
         torch.set_num_threads(threads)
-        keep_freed()
         if chunks < 1 or (cache_rows is not None and cache_rows < 1):
             raise UsageError(f"trainer: chunks={chunks} and cache_rows={cache_rows} must be 1 or more (or null).")
         self.chunks, self.packed, self.cache_rows = chunks, packed, cache_rows

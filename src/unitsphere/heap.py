@@ -1,8 +1,9 @@
 """Freed memory: kept for the next step, where the C library would give it back to the system, or given back where the C
 library would keep it.
 
-glibc returns blocks of 32 MiB and more as soon as they are free, and each of their pages costs a fault and is cleared
-when it is asked for again. The gradient of a table of embeddings is such a block, in every step.
+glibc returns blocks of 32 MiB and more as soon as they are free, and smaller ones when they lie at the heap's end, and
+each of their pages costs a fault and is cleared when it is asked for again. The gradient of a table of embeddings is
+such a block, in every step; what a layer makes for 1,024 tokens are such blocks, in every pass.
 
 Manual: mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html.
 """

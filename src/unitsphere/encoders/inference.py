@@ -1,0 +1,99 @@
+"""An encoder's inference on a CPU, by kernels that are faster there than those which torch chooses.
+
+In float32 torch multiplies by MKL; oneDNN, which torch brings too, is faster on AMD's processors, and applies GELU to
+the numbers while they are still in the cache. In bfloat16 torch's fused attention is slower than its three steps. And
+what a layer has freed is kept for the next (heap.py). Where a gradient is wanted, under autocast, on another device, and where a graph is traced, nothing is changed.
+
+Code: the operator is what torch's inductor calls, torch/_inductor/mkldnn_lowerings.py of
+https://github.com/pytorch/pytorch.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.activations import GELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from unitsphere.heap import keep_freed
+
+ATTENTION = "unitsphere"
+LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+LONGEST = 1024  # texts, in tokens, whose attention weights are written out
+
+
+def infers(x: Tensor) -> bool:
+    """Whether a computation that begins with x is one that this file is for."""
+    return (
+        x.device.type == "cpu"
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and BF16))
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+class Linear(nn.Linear):
+    """x W^T + b."""
+
+    then: ClassVar[tuple[str, list[float], str]] = ("none", [], "")  # a function, its numbers, its variant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return LINEAR(x, self.weight, self.bias, *self.then) if infers(x) else super().forward(x)
+
+
+class LinearGelu(Linear):
+    """x W^T + b, and in inference its GELU; the activation behind it is a `GeluBefore`."""
+
+    then: ClassVar[tuple[str, list[float], str]] = ("gelu", [], "none")
+
+
+class GeluBefore(GELUActivation):
+    """GELU, which in inference the map before it has applied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if infers(x) else super().forward(x)
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """(B, H, T, D) each, the mask True where there is a token -> (B, T, H, D): transformers' SDPA, or its formula."""
+    causal = options.get("is_causal", getattr(module, "is_causal", True))
+    odd = causal or options.get("position_bias") is not None or key.shape != query.shape or key.shape[2] > LONGEST
+    if odd or query.dtype != torch.bfloat16 or not infers(query):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    return written_out(query * scale, key, value, attention_mask).transpose(1, 2).contiguous(), None
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T) v, (B, H, T, D) each."""
+    scores = q @ k.transpose(-2, -1)  # (B, H, T, T)
+    if mask is not None:
+        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1) @ v
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def infer_fast(model: Any) -> None:
+    """Let a transformers model infer so. Changed in place; what is saved of it is not."""
+    keep_freed()
+    if model.config._attn_implementation == "sdpa":
+        model.config._attn_implementation = ATTENTION
+    if LINEAR is None:
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+    for module in model.modules():
+        dense, act = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
+        if type(dense) is Linear and type(act) is GELUActivation:  # BERT's name, and that of most that came from it
+            dense.__class__, act.__class__ = LinearGelu, GeluBefore

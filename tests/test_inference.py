@@ -1,0 +1,138 @@
+"""Inference by other kernels gives what the network gives."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from test_packed import FITTING, UNFIT, padded
+from unitsphere.encoders import inference
+from unitsphere.encoders.fake_quant import FakeQuantLinear, add_fake_quant
+from unitsphere.encoders.inference import GeluBefore, Linear, LinearGelu, attention, infer_fast, infers, written_out
+from unitsphere.encoders.tiny import tiny
+
+ALL = FITTING | UNFIT
+fast = pytest.mark.skipif(inference.LINEAR is None, reason="this torch has no oneDNN")
+
+
+def states(model, tokens):
+    return model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state[tokens.mask.bool()]
+
+
+@fast
+@pytest.mark.parametrize("kind", ALL)
+def test_states_are_those_of_transformers(kind):
+    torch.manual_seed(0)
+    plain = transformers.AutoModel.from_config(ALL[kind]).eval()
+    quick = copy.deepcopy(plain)
+    infer_fast(quick)
+    tokens = padded(plain.config.pad_token_id or 0)
+    with torch.no_grad():
+        torch.testing.assert_close(states(quick, tokens), states(plain, tokens), atol=2e-6, rtol=1e-5)
+    kinds = {type(m) for m in quick.modules()}
+    assert Linear in kinds and nn.Linear not in kinds
+    fused = {"bert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta"}
+    assert (LinearGelu in kinds) == (GeluBefore in kinds) == (kind in fused)
+
+
+@fast
+@pytest.mark.parametrize("name", ["gelu", "gelu_new", "relu", "silu"])
+def test_only_the_gelu_that_the_operator_computes_is_taken_into_it(name):
+    torch.manual_seed(0)
+    config = copy.deepcopy(FITTING["bert"])
+    config.hidden_act = name
+    model = transformers.BertModel(config).eval()
+    infer_fast(model)
+    block = model.encoder.layer[0].intermediate
+    x = torch.randn(3, 5, 32)
+    slowly = x.double() @ block.dense.weight.double().T + block.dense.bias.double()
+    with torch.no_grad():
+        torch.testing.assert_close(block(x).double(), ACT2FN[name](slowly), atol=1e-6, rtol=1e-5)
+    assert type(block.dense) is (LinearGelu if name == "gelu" else Linear)
+
+
+@fast
+def test_gradients_and_training_are_untouched():
+    torch.manual_seed(0)
+    plain = transformers.BertModel(FITTING["bert"]).eval()
+    quick = copy.deepcopy(plain)
+    infer_fast(quick)
+    tokens = padded()
+    for model in (plain, quick):
+        states(model, tokens).square().mean().backward()
+    for a, b in zip(plain.parameters(), quick.parameters(), strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
+    assert plain.state_dict().keys() == quick.state_dict().keys()
+
+
+def test_it_is_for_inference_in_float32_or_bfloat16_alone():
+    x = torch.ones(2, 2)
+    assert not infers(x)  # a gradient may be wanted
+    with torch.no_grad():
+        assert infers(x) and not infers(x.double()) and not infers(x.to("meta"))
+        assert infers(x.bfloat16()) == inference.BF16
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not infers(x)
+    with torch.inference_mode():
+        assert infers(x)
+
+
+def test_what_rounds_stays_what_it_is():
+    model = transformers.BertModel(FITTING["bert"])
+    add_fake_quant(model)
+    infer_fast(model)
+    assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {FakeQuantLinear}
+
+
+def test_an_encoder_infers_so_and_saves_nothing_of_it(tmp_path):
+    encoder = tiny()
+    assert encoder.model.config._attn_implementation == inference.ATTENTION
+    encoder.model.save_pretrained(tmp_path)
+    assert inference.ATTENTION not in (tmp_path / "config.json").read_text()
+    assert transformers.AutoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+    eager = transformers.BertModel._from_config(FITTING["bert"], attn_implementation="eager")
+    infer_fast(eager)
+    assert eager.config._attn_implementation == "eager"  # who has asked for one keeps it
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_written_out_is_its_formula(masked):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 6, 8)  # B, H, T, D
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2], dtype=torch.bool)[:, None, None] if masked else None
+    scores = torch.einsum("bhqd,bhkd->bhqk", q.double(), k.double())
+    if masked:
+        scores = scores + torch.where(mask, 0.0, -torch.inf)
+    slowly = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v.double())
+    torch.testing.assert_close(written_out(q, k, v, mask).double(), slowly, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.skipif(not inference.BF16, reason="this processor does not compute in bfloat16")
+@pytest.mark.parametrize("case", ["plain", "masked", "causal", "grouped", "long", "alone"])
+def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeypatch):
+    torch.manual_seed(0)
+    length = 1100 if case == "long" else 9
+    q, k, v = torch.randn(3, 2, 4, length, 8)
+    if case == "grouped":
+        k, v = k[:, :2], v[:, :2]
+    mask = (torch.arange(length) < torch.tensor([[length], [4]]))[:, None, None] if case == "masked" else None
+    if case == "alone":  # no key that a query may see: nothing is asked of it but to be a number
+        mask = torch.zeros(2, 1, 1, length, dtype=torch.bool)
+    module = nn.Module()
+    module.is_causal, module.num_key_value_groups = case == "causal", 2 if case == "grouped" else 1
+    wide = {"enable_gqa": True} if case == "grouped" else {}
+    exact = F.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), attn_mask=mask, is_causal=case == "causal", scale=0.3, **wide
+    ).transpose(1, 2)
+    taken = []
+    monkeypatch.setattr(inference, "written_out", lambda *x: taken.append(1) or written_out(*x))
+    with torch.no_grad():
+        seen, _ = attention(module, q.bfloat16(), k.bfloat16(), v.bfloat16(), mask, scaling=0.3, dropout=0.0)
+    assert bool(taken) == (case in ("plain", "masked", "alone"))
+    assert seen.dtype == torch.bfloat16 and seen.isfinite().all()
+    if case != "alone":
+        torch.testing.assert_close(seen.double(), exact, atol=0.02, rtol=0.02)
