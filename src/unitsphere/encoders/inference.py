@@ -2,7 +2,8 @@
 
 In float32 torch multiplies by MKL; oneDNN, which torch brings too, is faster on AMD's processors, and applies GELU to
 the numbers while they are still in the cache. In bfloat16 torch's fused attention is slower than its three steps. And
-what a layer has freed is kept for the next (heap.py). Where a gradient is wanted, under autocast, on another device, and where a graph is traced, nothing is changed.
+what a layer has freed is kept for the next (heap.py). Where a gradient is wanted, under autocast, on another device,
+and where a graph is traced, nothing is changed.
 
 Code: the operator is what torch's inductor calls, torch/_inductor/mkldnn_lowerings.py of
 https://github.com/pytorch/pytorch.
