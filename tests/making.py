@@ -62,11 +62,11 @@ def batch_of_texts(n=6, negatives=(0, 0, 4), seed=0, words=("sort", "tree", "gra
     )
 
 
-def encoded(embedder, batch, loss, chunks=1, cache_rows=None):
+def encoded(embedder, batch, loss, chunks=1, cache_tokens=None):
     """The batch through the embedder, as the training module does it."""
     keep = {"anchor", *loss.needs, *loss.optional} & set(batch.tokens)
     batch = replace(batch, tokens={c: t for c, t in batch.tokens.items() if c in keep})
-    return embeddings(embedder, batch, loss.views, LengthSorted(embedder.encoder.pad, chunks, cache_rows, CPU))
+    return embeddings(embedder, batch, loss.views, LengthSorted(embedder.encoder.pad, chunks, cache_tokens, CPU))
 
 
 def learns(loss, e, lr=1.0, steps=20):

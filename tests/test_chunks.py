@@ -1,12 +1,14 @@
 """Encoding a batch in length-sorted chunks is exact: same vectors, same loss, same gradients as the padded batch."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
 import torch
 
 from unitsphere.embedder import Embedder
+from unitsphere.encoders.reader import longest_first
 from unitsphere.encoders.tiny import tiny
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
@@ -28,18 +30,18 @@ def made(n=9):
     return Batch(tokens, ids, torch.tensor([0, 0, 5]), torch.arange(n))
 
 
-def passes(model, chunks=1, cache_rows=None):
-    return LengthSorted(model.encoder.pad, chunks, cache_rows, CPU)
+def passes(model, chunks=1, cache_tokens=None):
+    return LengthSorted(model.encoder.pad, chunks, cache_tokens, CPU)
 
 
 @pytest.mark.parametrize("loss", [InfoNCE(), SimCSE()])
-@pytest.mark.parametrize(("chunks", "cache_rows"), [(2, None), (4, None), (100, None), (1, 5)])
-def test_chunks_change_nothing(chunks, cache_rows, loss):
+@pytest.mark.parametrize(("chunks", "cache_tokens"), [(2, None), (4, None), (100, None), (1, 70), (1, 1)])
+def test_chunks_change_nothing(chunks, cache_tokens, loss):
     encoder = tiny(dropout=0.0)
     whole = Embedder(encoder, MeanPooling(encoder.dim)).train()
     cut = copy.deepcopy(whole)
     outs = []
-    for model, how in ((whole, passes(whole)), (cut, passes(cut, chunks, cache_rows))):
+    for model, how in ((whole, passes(whole)), (cut, passes(cut, chunks, cache_tokens))):
         e = embeddings(model, made(), loss.views, how)
         total = loss(e).total
         total.backward()
@@ -69,3 +71,14 @@ def test_vectors_come_back_in_the_order_given(embedder):
     sequences = made().tokens["anchor"]
     alone = torch.cat([passes(embedder)([s], embedder) for s in sequences])
     torch.testing.assert_close(passes(embedder, 4)(sequences, embedder), alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 64, 10**6])
+def test_passes_hold_every_sequence_once_longest_first_and_no_more_tokens_than_asked_for(tokens):
+    lengths = np.random.default_rng(0).integers(1, 50, size=200)
+    found = list(longest_first(lengths, tokens))
+    assert sorted(np.concatenate(found)) == list(range(200))
+    assert all(len(some) == 1 or len(some) * lengths[some].max() <= tokens for some in found)
+    for some, behind in itertools.pairwise(found):  # none is left out that had fitted
+        assert lengths[some].min() >= lengths[behind].max() and (len(some) + 1) * lengths[some].max() > tokens
+    assert list(longest_first([], tokens)) == []

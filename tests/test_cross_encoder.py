@@ -102,8 +102,8 @@ def logit(embedder, loss, a, b):
 
 
 @pytest.mark.parametrize("in_batch", [0, 9])
-@pytest.mark.parametrize(("chunks", "cache_rows"), [(1, None), (4, None), (1, 3)])
-def test_ranked_pairs_equal_the_formula(in_batch, chunks, cache_rows):
+@pytest.mark.parametrize(("chunks", "cache_tokens"), [(1, None), (4, None), (1, 90)])
+def test_ranked_pairs_equal_the_formula(in_batch, chunks, cache_tokens):
     embedder, loss = attached(RankedPairs(PairScorer, in_batch))
     batch, total = batch_of_texts(), 0.0
     texts = batch.texts
@@ -112,7 +112,7 @@ def test_ranked_pairs_equal_the_formula(in_batch, chunks, cache_rows):
         candidates += [texts["positive"][j] for j in range(6) if j != i and in_batch]
         logits = torch.stack([logit(embedder, loss, texts["anchor"][i], text) for text in candidates])
         total += -logits.log_softmax(dim=0)[0] / 6
-    out = loss(encoded(embedder, batch, loss, chunks, cache_rows))
+    out = loss(encoded(embedder, batch, loss, chunks, cache_tokens))
     torch.testing.assert_close(out.total, total, atol=1e-5, rtol=1e-5)
     assert float(out.parts["negatives"]) == pytest.approx(0.5 + (5 if in_batch else 0))
 
@@ -190,7 +190,7 @@ def trained(tmp_path_factory):
         train([
             "encoder=tiny", "loss=cross_encoder", "eval=none", "select=last", "data=triplets", "data.batch_size=16",
             f"data.path={folder / 'rows.jsonl'}", "trainer.max_steps=6", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
-            "~callbacks.progress", "optim.lr=1e-2", "trainer.cache_rows=20", f"outputs={folder / 'out'}",
+            "~callbacks.progress", "optim.lr=1e-2", "trainer.cache_tokens=200", f"outputs={folder / 'out'}",
         ])  # fmt: skip
     (run,) = (folder / "out" / "cross_encoder-mean").iterdir()
     return Run(run)

@@ -106,13 +106,13 @@ def test_the_cache_changes_no_number_that_matters(material, tmp_path):
     whole, cached = (
         run_of(
             material,
-            tmp_path / str(rows),
+            tmp_path / str(tokens),
             "loss=infonce",
             "encoder.dropout=0",
             "trainer.chunks=1",
-            f"trainer.cache_rows={rows}",
+            f"trainer.cache_tokens={tokens}",
         )
-        for rows in ("null", 4)
+        for tokens in ("null", 40)
     )
     a, b = (artefact.load(run.folder).encode(["number 3", "it"]) for run in (whole, cached))
     assert abs(a - b).max() < 1e-5

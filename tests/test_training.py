@@ -355,7 +355,7 @@ def test_a_killed_run_of_two_ranks_resumes_to_the_same_numbers(pairs, tmp_path, 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("trainer.cache_rows=4",), "cache_rows does not go with trainer=fsdp"),
+        (("trainer.cache_tokens=4",), "cache_tokens does not go with trainer=fsdp"),
         (("loss=mlm", "eval=none", "select=last"), "divides the encoder's weights only"),
     ],
 )

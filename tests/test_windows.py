@@ -116,21 +116,21 @@ def test_ten_thousand_words_keep_their_tail(prompt):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("chunks", "cache_rows"), [(1, None), (3, None), (1, 4)])
-def test_training_sees_what_encode_sees_in_any_chunks(kind, chunks, cache_rows):
+@pytest.mark.parametrize(("chunks", "cache_tokens"), [(1, None), (3, None), (1, 40)])
+def test_training_sees_what_encode_sees_in_any_chunks(kind, chunks, cache_tokens):
     model = made(kind).train()
     texts = {"anchor": TEXTS[:3], "positive": TEXTS[3:6], "negative": TEXTS[5:]}
     tokens = {c: [Text(ids) for ids in model.encoder.tokenize(t)] for c, t in texts.items()}
     batch = batch_of_texts(3, negatives=(0, 2))
     batch = type(batch)(tokens, batch.text_ids, batch.negative_rows, batch.row_ids)
-    e = embeddings(model, batch, 1, LengthSorted(model.encoder.pad, chunks, cache_rows, CPU))
+    e = embeddings(model, batch, 1, LengthSorted(model.encoder.pad, chunks, cache_tokens, CPU))
     for column, z in (("anchor", e.anchors[0]), ("positive", e.positives), ("negative", e.negatives)):
         np.testing.assert_allclose(z.detach(), model.encode(texts[column]), atol=1e-5)
     InfoNCE()(e).total.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if kind == "learned":
         assert gradients["windows.query"].abs().max() > 1e-6
-    if (chunks, cache_rows) != (1, None):
+    if (chunks, cache_tokens) != (1, None):
         again = made(kind).train()
         InfoNCE()(embeddings(again, batch, 1, LengthSorted(again.encoder.pad, 1, None, CPU))).total.backward()
         for name, parameter in again.named_parameters():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitsphere.encoders.reader import Reader, pass_tokens
+from unitsphere.encoders.reader import Reader, longest_first, pass_tokens
 from unitsphere.types import Passes, Text, Tokens
 
 BLOCK = 16384  # texts that are sorted by length together
@@ -127,16 +127,12 @@ class Model(ABC):
             self._count(role or "text", self.encoder.limit(max_length), len(block), cut)
             return [Text(of_text, length) for of_text in ids]
 
-        def longest_first(texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-            order = sorted(range(len(texts)), key=lambda i: -len(texts[i].ids))
+        def passes(texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
             vectors = torch.empty(len(texts), self.dim)
-            start = 0
-            while start < len(order):
-                some = order[start : start + max(1, budget // len(texts[order[start]].ids))]
+            for some in longest_first([len(text.ids) for text in texts], budget):
                 tokens = self.encoder.pad([texts[i] for i in some])
                 moved = Tokens(*(x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)))
                 vectors[some] = function(moved).to(vectors)
-                start += len(some)
             return vectors
 
         source = iter(texts)
@@ -148,9 +144,9 @@ class Model(ABC):
         with ThreadPoolExecutor(1) as reader:
             for block in blocks:
                 coming = reader.submit(read, block)
-                yield self.through(longest_first, now).cpu().numpy()
+                yield self.through(passes, now).cpu().numpy()
                 now = coming.result()
-        yield self.through(longest_first, now).cpu().numpy()
+        yield self.through(passes, now).cpu().numpy()
 
     def embed(
         self, texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None

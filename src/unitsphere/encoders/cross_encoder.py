@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from unitsphere import paths
 from unitsphere.encoders.inference import infer_fast
 from unitsphere.encoders.pruned import from_pretrained
-from unitsphere.encoders.reader import pass_tokens
+from unitsphere.encoders.reader import longest_first, pass_tokens
 from unitsphere.errors import UsageError
 
 CHUNK = 8192
@@ -57,15 +57,11 @@ class CrossEncoder:
         for start in range(0, len(pairs), CHUNK):
             first, second = zip(*pairs[start : start + CHUNK], strict=True)
             tokens = self.tokenizer(list(first), list(second), truncation="longest_first", max_length=self.max_length)
-            lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-            order, at = np.argsort(-lengths, kind="stable"), 0
-            while at < len(order):
-                rows = order[at : at + max(1, self.batch_tokens // lengths[order[at]])]
+            for rows in longest_first([len(ids) for ids in tokens["input_ids"]], self.batch_tokens):
                 some = self.tokenizer.pad(
                     {name: [values[i] for i in rows] for name, values in tokens.items()}, return_tensors="pt"
                 )
                 out[start + rows] = self.model(**some.to(self.model.device)).logits[:, :1].float().cpu().numpy()
-                at += len(rows)
         return out
 
 

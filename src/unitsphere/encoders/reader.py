@@ -3,7 +3,7 @@
 Code: https://github.com/huggingface/transformers (tokenizers).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,6 +82,15 @@ class Reader:
             row[: len(text.ids)] = text.ids
         mask = torch.arange(width) < lengths[:, None]  # (1, T) < (B, 1)
         return Tokens(torch.from_numpy(ids), mask.long(), torch.tensor([text.prompt for text in texts]))
+
+
+def longest_first(lengths: Sequence[int], tokens: int) -> Iterator[np.ndarray]:
+    """Sequences in passes, each of as many as have at most so many tokens when they are padded to its longest, and of
+    at least one: their numbers."""
+    order, start = np.argsort(-np.asarray(lengths), kind="stable"), 0
+    while start < len(order):
+        yield order[start : start + max(1, tokens // lengths[order[start]])]
+        start += max(1, tokens // lengths[order[start]])
 
 
 def pass_tokens(device: torch.device) -> int:

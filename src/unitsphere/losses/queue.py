@@ -3,7 +3,7 @@ copy of the encoder.
 
 Papers: Wang et al. 2020, cross-batch memory, https://arxiv.org/abs/1912.06798; He et al. 2020, MoCo,
 https://arxiv.org/abs/1911.05722. Relations: gradients do not flow into remembered vectors; for a big batch with
-gradients everywhere see `trainer.cache_rows`.
+gradients everywhere see `trainer.cache_tokens`.
 """
 
 import copy

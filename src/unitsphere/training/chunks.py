@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unitsphere.embedder import Embedder
+from unitsphere.encoders.reader import longest_first
 from unitsphere.heap import give_back
 from unitsphere.types import Batch, Embeddings, Text, Tokens
 
@@ -27,36 +28,40 @@ class LengthSorted:
     Args:
         pad: Texts to padded `Tokens`.
         chunks: Passes a batch; 1 pads all texts to the longest.
-        cache_rows: Texts a pass, each pass computed again in the backward pass; None keeps everything, in `chunks`
-            passes.
+        cache_tokens: Padded tokens a pass, each pass computed again in the backward pass; None keeps everything, in
+            `chunks` passes.
         device: Where the model is.
     """
 
     def __init__(
-        self, pad: Callable[[Sequence[Text]], Tokens], chunks: int, cache_rows: int | None, device: torch.device
+        self, pad: Callable[[Sequence[Text]], Tokens], chunks: int, cache_tokens: int | None, device: torch.device
     ):
-        self.pad, self.chunks, self.cache_rows, self.device = pad, chunks, cache_rows, device
+        self.pad, self.chunks, self.cache_tokens, self.device = pad, chunks, cache_tokens, device
 
     def __call__(self, texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        order = np.argsort([-len(text.ids) for text in texts], kind="stable")
-        count = self.chunks if self.cache_rows is None else -(-len(texts) // self.cache_rows)
+        lengths = [len(text.ids) for text in texts]
+        if self.cache_tokens is None:
+            order = np.argsort(-np.asarray(lengths), kind="stable")
+            chunks = np.array_split(order, min(self.chunks, len(texts)))
+        else:
+            chunks = list(longest_first(lengths, self.cache_tokens))
         parts = []
-        for number, chunk in enumerate(np.array_split(order, min(count, len(texts)))):
+        for number, chunk in enumerate(chunks):
             tokens = self.pad([texts[i] for i in chunk])
             given = [x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)]
             given += [x[torch.from_numpy(chunk).to(x.device)] for x in rows]
-            if self.cache_rows is None:
+            if self.cache_tokens is None:
                 parts.append(self._pass(function, *given))
             else:  # plain tensors: by them it finds the device whose random state it has to restore
                 parts.append(checkpoint(self._pass, function, *given, use_reentrant=False))
                 if number % RELEASE == 0:
                     _release(parts[-1])
-        back = torch.from_numpy(np.argsort(order, kind="stable")).to(self.device)
+        back = torch.from_numpy(np.argsort(np.concatenate(chunks), kind="stable")).to(self.device)
         return torch.cat(parts)[back]
 
     def at_once(self) -> "LengthSorted":
         """The same in a single chunk, unless passes are computed again in the backward pass."""
-        return LengthSorted(self.pad, 1, self.cache_rows, self.device)
+        return LengthSorted(self.pad, 1, self.cache_tokens, self.device)
 
     @staticmethod
     def _pass(function: Callable[..., Tensor], ids: Tensor, mask: Tensor, prompt: Tensor, *rows: Tensor) -> Tensor:

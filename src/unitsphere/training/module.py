@@ -53,8 +53,8 @@ class EmbeddingModule(pl.LightningModule):
         if mesh is None:
             return
         trainer: Any = self.trainer
-        if trainer.cache_rows is not None:  # ranks with unequal numbers of passes would wait for ever
-            raise UsageError("trainer.cache_rows does not go with trainer=fsdp; encoder.gradient_checkpointing does")
+        if trainer.cache_tokens is not None:  # ranks with unequal numbers of passes would wait for ever
+            raise UsageError("trainer.cache_tokens does not go with trainer=fsdp; encoder.gradient_checkpointing does")
         shard(self.embedder, self.loss, mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
@@ -64,7 +64,7 @@ class EmbeddingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         trainer: Any = self.trainer
-        passes = LengthSorted(self.embedder.encoder.pad, trainer.chunks, trainer.cache_rows, self.device)
+        passes = LengthSorted(self.embedder.encoder.pad, trainer.chunks, trainer.cache_tokens, self.device)
         e = gather(embeddings(self.embedder, batch, self.loss.views, passes))
         out = self.loss(e)
         rows = len(e.batch.row_ids)

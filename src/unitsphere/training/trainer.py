@@ -16,16 +16,16 @@ class Trainer(pl.Trainer):
     chunks: Length-sorted passes in which a batch is encoded (see training/chunks.py); `training/module.py` reads it.
     packed: Compute a batch without its padding, where the encoder can (see encoders/packed.py); `chunks` are then the
         groups of attention.
-    cache_rows: The gradient cache: texts a pass, each computed again in the backward pass, so that the memory of a
-        step does not grow with the batch; about a third more time. None: `chunks` passes, kept in memory.
+    cache_tokens: The gradient cache: padded tokens a pass, each computed again in the backward pass, so that the memory
+        of a step does not grow with the batch; about a third more time. None: `chunks` passes, kept in memory.
     kwargs: As for `pytorch_lightning.Trainer`.
     """
 
-    def __init__(self, threads: int, chunks: int, packed: bool = False, cache_rows: int | None = None, **kwargs: Any):
+    def __init__(self, threads: int, chunks: int, packed: bool = False, cache_tokens: int | None = None, **kwargs: Any):
         torch.set_num_threads(threads)
-        if chunks < 1 or (cache_rows is not None and cache_rows < 1):
-            raise UsageError(f"trainer: chunks={chunks} and cache_rows={cache_rows} must be 1 or more (or null).")
-        self.chunks, self.packed, self.cache_rows = chunks, packed, cache_rows
+        if chunks < 1 or (cache_tokens is not None and cache_tokens < 1):
+            raise UsageError(f"trainer: chunks={chunks} and cache_tokens={cache_tokens} must be 1 or more (or null).")
+        self.chunks, self.packed, self.cache_tokens = chunks, packed, cache_tokens
         super().__init__(**kwargs)
 
 
