@@ -6,7 +6,7 @@ from pathlib import Path
 import unitsphere
 
 ROOT = Path(unitsphere.__file__).parent
-LEAVES = {"types", "errors", "paths", "ranks", "similar", "digest", "scripts"}
+LEAVES = {"types", "errors", "paths", "ranks", "similar", "digest", "scripts", "heap"}
 ALLOWED = {
     "encoders": LEAVES,
     "pooling": LEAVES,

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unitsphere.encoders.inference import Linear
+
 
 class FakeQuantLinear(nn.Linear):
     """A linear map of rounded activations and weights; gradients pass as if nothing were rounded.
@@ -40,5 +42,5 @@ def rounded_weight(w: Tensor) -> Tensor:
 def add_fake_quant(model: Any) -> None:
     """Round in every linear map of a transformers model. Changes it in place."""
     for module in model.modules():
-        if type(module) is nn.Linear:
+        if type(module) in (nn.Linear, Linear):
             module.__class__ = FakeQuantLinear

@@ -9,7 +9,7 @@ Code: the operator is what torch's inductor calls, torch/_inductor/mkldnn_loweri
 https://github.com/pytorch/pytorch.
 """
 
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,23 +41,20 @@ def infers(x: Tensor) -> bool:
 class Linear(nn.Linear):
     """x W^T + b."""
 
-    then: ClassVar[tuple[str, list[float], str]] = ("none", [], "")  # a function, its numbers, its variant
+    def forward(self, x: Tensor) -> Tensor:
+        return LINEAR(x, self.weight, self.bias, "none", [], "") if infers(x) else super().forward(x)
+
+
+class Intermediate(nn.Module):
+    """GELU(x W^T + b): the first half of a feed-forward block, under the names that BERT gave its parts."""
+
+    dense: nn.Linear
+    intermediate_act_fn: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        return LINEAR(x, self.weight, self.bias, *self.then) if infers(x) else super().forward(x)
-
-
-class LinearGelu(Linear):
-    """x W^T + b, and in inference its GELU; the activation behind it is a `GeluBefore`."""
-
-    then: ClassVar[tuple[str, list[float], str]] = ("gelu", [], "none")
-
-
-class GeluBefore(GELUActivation):
-    """GELU, which in inference the map before it has applied."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if infers(x) else super().forward(x)
+        if type(self.dense) is Linear and infers(x):
+            return cast(Tensor, LINEAR(x, self.dense.weight, self.dense.bias, "gelu", [], "none"))
+        return cast(Tensor, self.intermediate_act_fn(self.dense(x)))
 
 
 def attention(
@@ -94,7 +91,6 @@ def infer_fast(model: Any) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
-    for module in model.modules():
-        dense, act = getattr(module, "dense", None), getattr(module, "intermediate_act_fn", None)
-        if type(dense) is Linear and type(act) is GELUActivation:  # BERT's name, and that of most that came from it
-            dense.__class__, act.__class__ = LinearGelu, GeluBefore
+        parts = dict(module.named_children())
+        if parts.keys() == {"dense", "intermediate_act_fn"} and type(parts["intermediate_act_fn"]) is GELUActivation:
+            module.__class__ = Intermediate

@@ -47,7 +47,8 @@ class ToSentenceTransformers:
     Args:
         tolerance: The largest difference of any number of a vector.
         quantized: Makes the graph in int8; null leaves it out. It must not need texts.
-        cosine: The least mean cosine of its hidden states to those of the other.
+        cosine: The least mean cosine of its hidden states to those of the other; with less it is left out, and that is
+            said.
     """
 
     def __init__(self, tolerance: float = 1e-4, quantized: Quantized | None = None, cosine: float = 0.95):
@@ -71,28 +72,14 @@ class ToSentenceTransformers:
         said = f"largest difference {worst:.1e}"
         if self.quantized is not None:
             self.quantized.rewrite(folder / GRAPH, folder / INT8)
-            said += f"; int8: mean cosine of hidden states {self.near(model, folder):.4f}"
+            near = near_to(model, folder)
+            said += f"; int8: mean cosine of hidden states {near:.4f}"
+            if not near >= self.cosine:
+                (folder / INT8).unlink()
+                said += f", below to.cosine={self.cosine}: left out"
         if find_spec("sentence_transformers") is None:
             return f"{said}; sentence-transformers is not installed, so it was not loaded there"
         return f"{said}; in sentence-transformers, largest difference {self.there(model, folder):.1e}"
-
-    def near(self, model: Embedder, folder: Path) -> float:
-        """The mean cosine between the hidden states of both graphs.
-
-        Raises:
-            UsageError: It is below `cosine`.
-        """
-        sessions = [InferenceSession(str(folder / graph)) for graph in (GRAPH, INT8)]
-        found, some = [], sorted(texts(model.encoder), key=len)
-        for start in range(0, len(some), 8):
-            tokens = model.encoder.pad([Text(ids) for ids in model.encoder.tokenize(some[start : start + 8])])
-            given = {"input_ids": tokens.ids.numpy(), "attention_mask": tokens.mask.numpy()}
-            a, b = (torch.from_numpy(session.run([HIDDEN], given)[0]) for session in sessions)
-            found.append(torch.cosine_similarity(a, b, dim=-1)[tokens.mask.bool()])
-        mean = float(torch.cat(found).mean())
-        if not mean >= self.cosine:
-            raise UsageError(f"in int8 hidden states have a mean cosine of {mean:.3f}, below {self.cosine}")
-        return mean
 
     def there(self, model: Model, folder: Path) -> float:
         """The largest difference from what sentence-transformers computes.
@@ -114,3 +101,15 @@ class ToSentenceTransformers:
                 "nothing is written"
             )
         return worst
+
+
+def near_to(model: Embedder, folder: Path) -> float:
+    """The mean cosine between the hidden states of the two graphs in a folder."""
+    sessions = [InferenceSession(str(folder / graph)) for graph in (GRAPH, INT8)]
+    found, some = [], sorted(texts(model.encoder), key=len)
+    for start in range(0, len(some), 8):
+        tokens = model.encoder.pad([Text(ids) for ids in model.encoder.tokenize(some[start : start + 8])])
+        given = {"input_ids": tokens.ids.numpy(), "attention_mask": tokens.mask.numpy()}
+        a, b = (torch.from_numpy(session.run([HIDDEN], given)[0]) for session in sessions)
+        found.append(torch.cosine_similarity(a, b, dim=-1)[tokens.mask.bool()])
+    return float(torch.cat(found).mean())
