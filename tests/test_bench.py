@@ -57,6 +57,9 @@ def test_a_meter_counts_tokens_and_the_padding_that_is_computed(packs):
     flops = peak.forward_flops(encoder.model, torch.tensor([4, 8, 12, 5, 5]))
     assert numbers["FLOP/s"] / numbers["samples/s"] == pytest.approx(3 * flops / 5)
     assert 0 <= numbers["outside the model %"] < 100 and numbers["peak MiB"] > 0
+    again = meter.numbers("samples", 5, passes=3, reads=2)
+    assert again["padding %"] == numbers["padding %"]
+    assert all(again[name] == pytest.approx(numbers[name] / 2) for name in ("tokens/s", "FLOP/s"))
 
 
 def text(length):

@@ -55,21 +55,22 @@ class Meter:
         self.seconds = synchronized() - self.began
         self.on = False
 
-    def numbers(self, unit: str, count: int, passes: int) -> dict[str, float]:
+    def numbers(self, unit: str, count: int, passes: int, reads: int = 1) -> dict[str, float]:
         """What was counted.
 
         Args:
             unit: What is counted a second, e.g. "samples".
             count: How many of them there were.
             passes: Forward passes that a pass costs: 3 with the backward pass, 1 without.
+            reads: How often each text was read. What is computed again counts as time, not as work.
         """
         lengths = torch.cat(self.lengths)
-        tokens = float(lengths.sum())
+        tokens = float(lengths.sum()) / reads
         found = {
             f"{unit}/s": count / self.seconds,
             "tokens/s": tokens / self.seconds,
-            "padding %": 100 * (1 - tokens / self.computed),
-            "FLOP/s": passes * forward_flops(self.network, lengths) / self.seconds,
+            "padding %": 100 * (1 - tokens * reads / self.computed),
+            "FLOP/s": passes * forward_flops(self.network, lengths) / reads / self.seconds,
             "peak MiB": peak(),
         }
         if self.spans:

@@ -60,7 +60,8 @@ def measure(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
             os.environ[RUN_OF_RANKS] = str(run.folder)
         train(config, run, [clock])
     rows = config.data.batch_size * config.trainer.accumulate_grad_batches
-    numbers = clock.meter.numbers("samples", rows * steps, passes=3)
+    reads = 1 if config.trainer.cache_tokens is None else 2
+    numbers = clock.meter.numbers("samples", rows * steps, passes=3, reads=reads)
     if clock.ranks > 1:  # the meter has counted what this one read
         numbers = {"samples/s": numbers["samples/s"], "peak MiB": numbers["peak MiB"]}
     return {**numbers, "dtype": "bfloat16" if "bf16" in clock.precision else "float32"}
