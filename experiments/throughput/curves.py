@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 
 def main() -> None:
@@ -31,7 +32,11 @@ def main() -> None:
             )
             grid[1][column].plot(table.index, table["peak MiB"], marker="o", label=name)
         for axes, what in zip(grid[:, column], ("ms a sample" if training else "seconds", "peak MiB"), strict=True):
-            axes.set(xscale="log", xlabel=label, ylabel=what, ylim=(0, None))
+            numbers = sorted({int(x) for line in axes.lines for x in line.get_xdata()})
+            highest = max(max(line.get_ydata()) for line in axes.lines)
+            axes.set(xscale="log", xlabel=label, ylabel=what, ylim=(0, 1.08 * highest))
+            axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.grid(alpha=0.3)
         grid[0][column].legend()
     figure.savefig(out, dpi=130)
