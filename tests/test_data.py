@@ -85,6 +85,11 @@ def test_columns_by_number_where_there_is_no_header(tmp_path):
         ("jsonl", '{"anchor": "a", "positive": " "}\n', "row 1: column 'positive' is empty"),
         ("jsonl", '{"anchor": 7, "positive": "b"}\n', "row 1: column 'anchor' should hold a text, found 7"),
         ("jsonl", "[1]\n", "row 1: a JSON object expected"),
+        (
+            "jsonl",
+            '{"anchor": "a", "positive": "\\ud83d b"}\n',
+            "row 1: half of a surrogate pair, which is no character",
+        ),
         ("csv", "anchor,positive\na,b\na\n", "row 3: 2 columns expected, found 1"),
         (
             "csv",

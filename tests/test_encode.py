@@ -205,7 +205,7 @@ def test_the_same_corpus_elsewhere_and_the_model_s_own_limit_are_the_same(folder
         ('{"text": "a"}\n{"txt": "b"}\n', [], "bad.jsonl, row 2: an object with text expected"),
         ('{"text": "a"}\n{"text": null}\n', [], "row 2"),
         ('{"text": "a"}\nnonsense\n', [], "row 2"),
-        ('{"_id": "x", "text": "a \\ud800"}\n', [], "the document 'x' is not Unicode"),
+        ('{"_id": "x", "text": "a \\ud800"}\n', [], "row 1: half of a surrogate pair"),
         ('{"text": "a"}\n', ["columns.id=key"], "row 1: an object with key expected"),
         ('{"text": "a"}\n', ["columns.text=body"], "row 1: an object with body expected"),
         ('{"text": "a"}\n', ["role=passage"], "role=passage: document, query, symmetric would fit"),

@@ -28,7 +28,7 @@ from unitsphere.training.run import train
 
 def test_a_corpus_on_disk_is_the_corpus(tmp_path):
     records = [
-        {"_id": "a", "title": "T", "text": "one\nline 大熊猫 \ud800"},
+        {"_id": "a", "title": "T", "text": "one\nline 大熊猫 🙂"},
         {"_id": "b", "title": None, "text": ""},
         {"_id": "c", "text": " two "},
     ]

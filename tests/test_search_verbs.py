@@ -202,7 +202,7 @@ def test_another_model_at_the_same_place_is_told(folder):
         ("", [], "is empty"),
         ('{"text": "a"}\n{"txt": "b"}\n', [], "row 2"),
         ('{"text": "a"}\nnonsense\n', [], "row 2"),
-        ('{"text": "a"}\n{"_id": "x", "text": "a \\ud800"}\n', [], "the document x is not Unicode"),
+        ('{"text": "a"}\n{"_id": "x", "text": "a \\ud800"}\n', [], "row 2: half of a surrogate pair"),
         ('{"text": "a"}\n', ["index=pq"], "PQ48"),
         ('{"text": "a"}\n', ["model=nowhere/at_all"], "nowhere/at_all"),
         ('{"text": "a"}\n', ["out=there"], "there is there already"),

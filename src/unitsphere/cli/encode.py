@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app, stored
-from unitsphere.cli.index import check_unicode
 from unitsphere.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,8 +53,6 @@ def encode(config: DictConfig) -> "Shards":
         raise UsageError(f"rows={config.rows}, dtype={config.dtype}: 1 or more and {' or '.join(DTYPES)} would fit.")
     workers: Workers = build(config.workers)
     ids, texts = on_disk.documents(config.corpus, **config.columns)
-    for document, text in zip(ids, texts, strict=True):
-        check_unicode(f"{config.corpus}: the document {document!r}", document + text)
     here = Path(config.model).expanduser()
     encoding = Encoding(str(here.resolve()) if here.exists() else config.model, config.role, config.max_length)
     check_role(config.role, encoding.model)

@@ -69,8 +69,6 @@ def make(config: DictConfig) -> "IndexFolder":
         with model.counting() as read:
             for start in range(0, len(texts), BLOCK):
                 some = [texts[i] for i in range(start, min(start + BLOCK, len(texts)))]
-                for number, text in enumerate(some, start):
-                    check_unicode(f"{config.corpus}: the document {ids[number]}", text)
                 yield model.floats(some, "document", max_length=config.max_length)
             about["cut"] = {limit: cut for (_, limit), (_, cut) in read.items() if cut}
 
@@ -82,14 +80,6 @@ def make(config: DictConfig) -> "IndexFolder":
     return folder.make(
         out, documents, vectors(), model.code, plain(config["index"]), words if config.bm25 else None, about
     )
-
-
-def check_unicode(what: str, text: str) -> None:
-    """Raises:
-    UsageError: The text has half of a surrogate pair, which no tokenizer reads.
-    """
-    if not text.isascii() and text.encode("utf-8", "ignore").decode() != text:
-        raise UsageError(f"{what} is not Unicode text: {text[:80]!r}")
 
 
 def new(path: str) -> Path:

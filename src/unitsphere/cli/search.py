@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from unitsphere.cli import hydra_app
-from unitsphere.cli.index import check_unicode, loaded, new
+from unitsphere.cli.index import loaded, new
 from unitsphere.errors import UsageError
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def given(path: str | None, asked: Sequence[str]) -> list[tuple[str, str]]:
     for i, text in queries:
         if not text.strip():
             raise UsageError(f"{path or 'query='}: the query {i} has no text.")
-        check_unicode(f"{path or 'query='}: the query {i}", text)
+        if text.encode("utf-8", "ignore").decode() != text:  # half of a surrogate pair, which no tokenizer reads
+            raise UsageError(f"{path or 'query='}: the query {i} is not Unicode text: {text[:80]!r}")
     return queries
 
 

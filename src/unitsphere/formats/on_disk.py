@@ -90,7 +90,9 @@ def documents(
 
     def rows() -> Iterator[list[str]]:
         for number, record in records(path):
-            if isinstance(record, BadRow) or not isinstance(record.get(text), str):
+            if isinstance(record, BadRow):
+                raise UsageError(f"{path}, row {number}: {record}")
+            if not isinstance(record.get(text), str):
                 raise UsageError(f"{path}, row {number}: an object with {text} expected, found {record}")
             if id is not None and record.get(id) is None:
                 raise UsageError(f"{path}, row {number}: an object with {id} expected, found {record}")

@@ -58,10 +58,21 @@ def _jsonl(lines: Any) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
         except json.JSONDecodeError as error:
             yield number, BadRow(f"not valid JSON ({error.msg} at column {error.colno}): {line.strip()[:80]!r}")
             continue
-        yield (
-            number,
-            record if isinstance(record, dict) else BadRow(f"a JSON object expected, found {line.strip()[:80]!r}"),
-        )
+        if not isinstance(record, dict):
+            yield number, BadRow(f"a JSON object expected, found {line.strip()[:80]!r}")
+        elif "\\u" in line and not _unicode(record):
+            yield number, BadRow(f"half of a surrogate pair, which is no character: {line.strip()[:80]!r}")
+        else:
+            yield number, record
+
+
+def _unicode(record: dict[str, Any]) -> bool:
+    """Whether all of its texts are Unicode, which JSON's escapes need not be."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _separated(lines: Any, delimiter: str, header: bool) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
