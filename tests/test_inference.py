@@ -9,13 +9,14 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from test_packed import FITTING, UNFIT, padded
+from test_packed import FITTING, SMALL, UNFIT, padded
 from unitsphere.encoders import inference
 from unitsphere.encoders.fake_quant import FakeQuantLinear, add_fake_quant
 from unitsphere.encoders.inference import Intermediate, Linear, attention, infer_fast, infers, written_out
 from unitsphere.encoders.tiny import tiny
 
-ALL = FITTING | UNFIT
+ALL = FITTING | UNFIT | {"falcon": transformers.FalconConfig(**SMALL)}
+DTYPES = [torch.float32, torch.bfloat16] if inference.BF16 else [torch.float32]
 fast = pytest.mark.skipif(inference.LINEAR is None, reason="this torch has no oneDNN")
 
 
@@ -24,18 +25,39 @@ def states(model, tokens):
 
 
 @fast
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ALL)
-def test_states_are_those_of_transformers(kind):
+def test_states_are_those_of_transformers(kind, dtype, monkeypatch):
     torch.manual_seed(0)
-    plain = transformers.AutoModel.from_config(ALL[kind]).eval()
-    quick = copy.deepcopy(plain)
+    exact = transformers.AutoModel.from_config(copy.deepcopy(ALL[kind])).eval()
+    quick = copy.deepcopy(exact).to(dtype)
     infer_fast(quick)
-    tokens = padded(plain.config.pad_token_id or 0)
+    tokens = padded(exact.config.pad_token_id or 0)
+    taken = []
+    monkeypatch.setattr(inference, "written_out", lambda *x: taken.append(1) or written_out(*x))
+    near = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
     with torch.no_grad():
-        torch.testing.assert_close(states(quick, tokens), states(plain, tokens), atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(states(quick, tokens).float(), states(exact, tokens), **near)
     kinds = {type(m) for m in quick.modules()}
-    assert Linear in kinds and nn.Linear not in kinds
+    assert (Linear in kinds) == (kind != "falcon")  # which has a class of its own
     assert (Intermediate in kinds) == (kind in {"bert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta"})
+    assert bool(taken) == (
+        dtype == torch.bfloat16 and kind not in {"mpnet", "deberta", "llama", "falcon", "modernbert"}
+    )
+
+
+@fast
+def test_hooks_on_the_parts_of_a_block_are_called():
+    torch.manual_seed(0)
+    model = transformers.BertModel(copy.deepcopy(FITTING["bert"])).eval()
+    infer_fast(model)
+    block, x, called = model.encoder.layer[0].intermediate, torch.randn(3, 32), []
+    with torch.no_grad():
+        alone = block(x)
+        block.dense.register_forward_hook(lambda *given: called.append("dense"))
+        block.intermediate_act_fn.register_forward_pre_hook(lambda *given: called.append("act"))
+        torch.testing.assert_close(block(x), alone)
+    assert called == ["dense", "act"]
 
 
 @fast
@@ -57,7 +79,7 @@ def test_only_the_gelu_that_the_operator_computes_is_taken_into_it(name):
 @fast
 def test_gradients_and_training_are_untouched():
     torch.manual_seed(0)
-    plain = transformers.BertModel(FITTING["bert"]).eval()
+    plain = transformers.BertModel(copy.deepcopy(FITTING["bert"])).eval()
     quick = copy.deepcopy(plain)
     infer_fast(quick)
     tokens = padded()
@@ -82,10 +104,10 @@ def test_it_is_for_inference_in_float32_or_bfloat16_alone():
 
 def test_what_rounds_stays_what_it_is():
     torch.manual_seed(0)
-    plain = transformers.BertModel(FITTING["bert"]).eval()
+    plain = transformers.BertModel(copy.deepcopy(FITTING["bert"])).eval()
     add_fake_quant(plain)
     for order in ((infer_fast, add_fake_quant), (add_fake_quant, infer_fast)):
-        model = transformers.BertModel(FITTING["bert"]).eval()
+        model = transformers.BertModel(copy.deepcopy(FITTING["bert"])).eval()
         model.load_state_dict(plain.state_dict())
         for change in order:
             change(model)
@@ -100,7 +122,7 @@ def test_an_encoder_infers_so_and_saves_nothing_of_it(tmp_path):
     encoder.model.save_pretrained(tmp_path)
     assert inference.ATTENTION not in (tmp_path / "config.json").read_text()
     assert transformers.AutoModel.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
-    eager = transformers.BertModel._from_config(FITTING["bert"], attn_implementation="eager")
+    eager = transformers.BertModel._from_config(copy.deepcopy(FITTING["bert"]), attn_implementation="eager")
     infer_fast(eager)
     assert eager.config._attn_implementation == "eager"  # who has asked for one keeps it
 
@@ -118,7 +140,9 @@ def test_attention_written_out_is_its_formula(masked):
 
 
 @pytest.mark.skipif(not inference.BF16, reason="this processor does not compute in bfloat16")
-@pytest.mark.parametrize("case", ["plain", "masked", "causal", "grouped", "long", "alone"])
+@pytest.mark.parametrize(
+    "case", ["plain", "masked", "causal", "module", "grouped", "long", "alone", "added", "dropped"]
+)
 def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeypatch):
     torch.manual_seed(0)
     length = 1100 if case == "long" else 9
@@ -128,17 +152,29 @@ def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeyp
     mask = (torch.arange(length) < torch.tensor([[length], [4]]))[:, None, None] if case == "masked" else None
     if case == "alone":  # no key that a query may see: nothing is asked of it but to be a number
         mask = torch.zeros(2, 1, 1, length, dtype=torch.bool)
+    if case == "added":  # to the scores, which transformers' eager masks are
+        mask = torch.zeros(2, 1, length, length)
+        mask[1, :, :, 4:] = -1e4
     module = nn.Module()
-    module.is_causal, module.num_key_value_groups = case == "causal", 2 if case == "grouped" else 1
+    module.is_causal, module.num_key_value_groups = case == "module", 2 if case == "grouped" else 1
+    causal = {"causal": {"is_causal": True}, "module": {"is_causal": None}}.get(case, {})
     wide = {"enable_gqa": True} if case == "grouped" else {}
     exact = F.scaled_dot_product_attention(
-        q.double(), k.double(), v.double(), attn_mask=mask, is_causal=case == "causal", scale=0.3, **wide
+        q.double(),
+        k.double(),
+        v.double(),
+        mask if mask is None or mask.dtype == torch.bool else mask.double(),
+        is_causal=bool(causal),
+        scale=0.3,
+        **wide,
     ).transpose(1, 2)
     taken = []
     monkeypatch.setattr(inference, "written_out", lambda *x: taken.append(1) or written_out(*x))
+    given = mask.bfloat16() if case == "added" else mask
+    p = 0.5 if case == "dropped" else 0.0
     with torch.no_grad():
-        seen, _ = attention(module, q.bfloat16(), k.bfloat16(), v.bfloat16(), mask, scaling=0.3, dropout=0.0)
+        seen, _ = attention(module, q.bfloat16(), k.bfloat16(), v.bfloat16(), given, scaling=0.3, dropout=p, **causal)
     assert bool(taken) == (case in ("plain", "masked", "alone"))
     assert seen.dtype == torch.bfloat16 and seen.isfinite().all()
-    if case != "alone":
+    if case not in ("alone", "dropped"):
         torch.testing.assert_close(seen.double(), exact, atol=0.02, rtol=0.02)

@@ -73,9 +73,18 @@ class Run:
 
     @property
     def config(self) -> DictConfig:
-        """The resolved configuration."""
+        """The resolved configuration.
+
+        Raises:
+            UsageError: It has a setting that is no more.
+        """
         config = OmegaConf.load(self.folder / "config.yaml")
         assert isinstance(config, DictConfig)
+        if config.get("trainer", {}).pop("cache_rows", None) is not None:
+            raise UsageError(
+                f"{self.folder}: it was run with trainer.cache_rows, texts a pass, which is trainer.cache_tokens now, "
+                "tokens a pass: only the version that ran it can run it again"
+            )
         return config
 
     @property

@@ -3,7 +3,7 @@
 In float32 torch multiplies by MKL; oneDNN, which torch brings too, is faster on AMD's processors, and applies GELU to
 the numbers while they are still in the cache. In bfloat16 torch's fused attention is slower than its three steps. And
 what a layer has freed is kept for the next (heap.py). Where a gradient is wanted, under autocast, on another device,
-and where a graph is traced, nothing is changed.
+and where a graph is traced, what is computed is what it was.
 
 Code: the operator is what torch's inductor calls, torch/_inductor/mkldnn_lowerings.py of
 https://github.com/pytorch/pytorch.
@@ -52,7 +52,8 @@ class Intermediate(nn.Module):
     intermediate_act_fn: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        if type(self.dense) is Linear and infers(x):
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (self.dense, self.intermediate_act_fn))
+        if type(self.dense) is Linear and not hooked and infers(x):
             return cast(Tensor, LINEAR(x, self.dense.weight, self.dense.bias, "gelu", [], "none"))
         return cast(Tensor, self.intermediate_act_fn(self.dense(x)))
 
@@ -61,8 +62,16 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
     """(B, H, T, D) each, the mask True where there is a token -> (B, T, H, D): transformers' SDPA, or its formula."""
-    causal = options.get("is_causal", getattr(module, "is_causal", True))
-    odd = causal or options.get("position_bias") is not None or key.shape != query.shape or key.shape[2] > LONGEST
+    causal = options.get("is_causal")
+    known = {"dropout", "scaling", "is_causal"}
+    odd = (
+        (getattr(module, "is_causal", True) if causal is None else causal)
+        or options.get("dropout")
+        or any(value is not None for name, value in options.items() if name not in known)
+        or (attention_mask is not None and attention_mask.dtype != torch.bool)
+        or key.shape != query.shape
+        or key.shape[2] > LONGEST
+    )
     if odd or query.dtype != torch.bfloat16 or not infers(query):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
@@ -84,7 +93,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 def infer_fast(model: Any) -> None:
     """Let a transformers model infer so. Changed in place; what is saved of it is not."""
     keep_freed()
-    if model.config._attn_implementation == "sdpa":
+    if model.config._attn_implementation == "sdpa" and _attends_both_ways(model):
         model.config._attn_implementation = ATTENTION
     if LINEAR is None:
         return
@@ -94,3 +103,10 @@ def infer_fast(model: Any) -> None:
         parts = dict(module.named_children())
         if parts.keys() == {"dense", "intermediate_act_fn"} and type(parts["intermediate_act_fn"]) is GELUActivation:
             module.__class__ = Intermediate
+
+
+def _attends_both_ways(model: Any) -> bool:
+    """Whether its attention is transformers' interface (a model that asks for "sdpa" by name has its own), and none of
+    it causal."""
+    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
+    return bool(causal) and not any(causal) and bool(model._can_set_attn_implementation())

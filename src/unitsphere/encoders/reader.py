@@ -89,8 +89,9 @@ def longest_first(lengths: Sequence[int], tokens: int) -> Iterator[np.ndarray]:
     at least one: their numbers."""
     order, start = np.argsort(-np.asarray(lengths), kind="stable"), 0
     while start < len(order):
-        yield order[start : start + max(1, tokens // lengths[order[start]])]
-        start += max(1, tokens // lengths[order[start]])
+        some = order[start : start + max(1, tokens // lengths[order[start]])]
+        yield some
+        start += len(some)
 
 
 def pass_tokens(device: torch.device) -> int:

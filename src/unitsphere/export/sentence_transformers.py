@@ -1,5 +1,5 @@
-"""A folder for sentence-transformers, with ONNX graphs of the encoder for its onnx backend: in float32, and in int8,
-which it loads with model_kwargs={"file_name": "onnx/model_int8.onnx"}.
+"""A folder for sentence-transformers, with ONNX graphs of the encoder for its onnx backend: in float32, and, where that
+is near enough, in int8, which it loads with model_kwargs={"file_name": "onnx/model_int8.onnx"}.
 
 Text Embeddings Inference reads the same files: config.json, tokenizer.json, model.safetensors or onnx/model.onnx,
 modules.json, 1_Pooling/config.json and sentence_bert_config.json.
