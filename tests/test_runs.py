@@ -14,5 +14,5 @@ def test_a_run_of_before_a_setting_was_renamed_can_be_read_where_it_was_not_set(
         if fits:
             assert run.config == {"trainer": {"chunks": 4}}
         else:
-            with pytest.raises(UsageError, match="cache_rows, texts a pass, which is trainer.cache_tokens now"):
+            with pytest.raises(UsageError, match=r"cache_rows, texts a pass, which is trainer.cache_tokens now"):
                 run.config  # noqa: B018

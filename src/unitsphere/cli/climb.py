@@ -107,7 +107,8 @@ class Work:
         start = context.folder / "start"
         artefact.save(model, start)
         original = str(paths.model(self.config.model) or self.config.model)
-        own = [o.replace("{original}", original) for o in overrides]
+        length = "null" if context.max_length is None else str(context.max_length)
+        own = [o.replace("{original}", original).replace("{max_length}", length) for o in overrides]
         fixed = [f"init={start}", f"seed={self.config.seed}", f"trainer.threads={self.config.threads}"]
         typed = [*self.overrides, *own, *fixed, f"outputs={context.folder}", "name=recovery"]
         ended = subprocess.run([sys.executable, "-m", "unitsphere", "train", *last_of_each_key(typed)])

@@ -60,7 +60,8 @@ class Step(ABC):
         stage: Where in a chain it may stand: stages never go back.
         ends: Whether no other step of its stage can follow, as of one that turns vectors into bytes.
         recovery: Overrides of train.yaml for a run that starts from what `apply` returned; in them `{original}` is the
-            folder of the model that the chain began with. Empty where it needs no training.
+            folder of the model that the chain began with, `{max_length}` the tokens of a text that training reads.
+            Empty where it needs no training.
     """
 
     stage: ClassVar[Stage]
