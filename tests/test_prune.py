@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from functools import reduce
 
 import numpy as np
 import pytest
@@ -397,8 +398,12 @@ def test_options_build_chain_and_name_runs_that_compose():
     assert tuple(steps) == OPTIONS
     check_chain(steps)
     for name, step in steps.items():
-        overrides = [override.replace("{original}", str(paths.conf())) for override in step.recovery]
+        given = {"{original}": str(paths.conf()), "{max_length}": "64"}
+        overrides = [
+            reduce(lambda o, name: o.replace(name, given[name]), given, override) for override in step.recovery
+        ]
         assert bool(overrides) is name.startswith("distil_")
         if overrides:
             config = composed("encoder=tiny", *overrides)
             assert config.loss.teacher.path == str(paths.conf()) and config.select == "last"
+            assert config.loss.max_length == 64
