@@ -12,7 +12,8 @@ from transformers.activations import ACT2FN
 from test_packed import FITTING, SMALL, UNFIT, padded
 from unitsphere.encoders import inference
 from unitsphere.encoders.fake_quant import FakeQuantLinear, add_fake_quant
-from unitsphere.encoders.inference import Intermediate, Linear, attention, infer_fast, infers, written_out
+from unitsphere.encoders.inference import Intermediate, Linear, attention, infer_fast, infers
+from unitsphere.encoders.packed import written_out
 from unitsphere.encoders.tiny import tiny
 
 ALL = FITTING | UNFIT | {"falcon": transformers.FalconConfig(**SMALL)}
@@ -136,7 +137,7 @@ def test_attention_written_out_is_its_formula(masked):
     if masked:
         scores = scores + torch.where(mask, 0.0, -torch.inf)
     slowly = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v.double())
-    torch.testing.assert_close(written_out(q, k, v, mask).double(), slowly, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(written_out(q, k, v, mask, 0.0, 1.0).double(), slowly, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.skipif(not inference.BF16, reason="this processor does not compute in bfloat16")

@@ -18,6 +18,7 @@ from transformers.activations import GELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from unitsphere.encoders.packed import written_out
 from unitsphere.heap import keep_freed
 
 ATTENTION = "unitsphere"
@@ -74,16 +75,8 @@ def attention(
     )
     if odd or query.dtype != torch.bfloat16 or not infers(query):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
-    return written_out(query * scale, key, value, attention_mask).transpose(1, 2).contiguous(), None
-
-
-def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k^T) v, (B, H, T, D) each."""
-    scores = q @ k.transpose(-2, -1)  # (B, H, T, T)
-    if mask is not None:
-        scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1) @ v
+    seen = written_out(query, key, value, attention_mask, 0.0, options.get("scaling"))
+    return seen.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(ATTENTION, attention)

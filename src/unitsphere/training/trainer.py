@@ -17,7 +17,7 @@ class Trainer(pl.Trainer):
     packed: Compute a batch without its padding, where the encoder can (see encoders/packed.py); `chunks` are then the
         groups of attention.
     cache_tokens: The gradient cache: padded tokens a pass, each computed again in the backward pass, so that the memory
-        of a step does not grow with the batch; about a third more time. None: `chunks` passes, kept in memory.
+        of a step does not grow with the batch; a third to a half more time. None: `chunks` passes, kept in memory.
     kwargs: As for `pytorch_lightning.Trainer`.
     """
 
