@@ -9,6 +9,7 @@ from unitsphere.embedder import Embedder
 from unitsphere.encoders.tiny import tiny
 from unitsphere.pooling.mean import MeanPooling
 from unitsphere.training.chunks import LengthSorted, embeddings
+from unitsphere.training.gradient_cache import GradientCache
 from unitsphere.types import Batch, Embeddings, Text
 
 CPU = torch.device("cpu")
@@ -62,11 +63,19 @@ def batch_of_texts(n=6, negatives=(0, 0, 4), seed=0, words=("sort", "tree", "gra
     )
 
 
+def passes(model, chunks=1, cache_tokens=None, loss=None):
+    """Length-sorted chunks that are kept, or the gradient cache's."""
+    if cache_tokens is None:
+        return LengthSorted(model.encoder.pad, chunks, CPU)
+    trained = {p: None for m in (model, loss) if m is not None for p in m.parameters() if p.requires_grad}
+    return GradientCache(model.encoder.pad, cache_tokens, CPU, list(trained))
+
+
 def encoded(embedder, batch, loss, chunks=1, cache_tokens=None):
     """The batch through the embedder, as the training module does it."""
     keep = {"anchor", *loss.needs, *loss.optional} & set(batch.tokens)
     batch = replace(batch, tokens={c: t for c, t in batch.tokens.items() if c in keep})
-    return embeddings(embedder, batch, loss.views, LengthSorted(embedder.encoder.pad, chunks, cache_tokens, CPU))
+    return embeddings(embedder, batch, loss.views, passes(embedder, chunks, cache_tokens, loss))
 
 
 def learns(loss, e, lr=1.0, steps=20):

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from making import passes
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.reader import longest_first
 from unitsphere.encoders.tiny import tiny
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
 from unitsphere.pooling.mean import MeanPooling
-from unitsphere.training.chunks import LengthSorted, embeddings
+from unitsphere.training.chunks import embeddings
 from unitsphere.types import Batch, Text
-
-CPU = torch.device("cpu")
 
 
 def made(n=9):
@@ -28,10 +27,6 @@ def made(n=9):
     tokens["negative"] = [Text(generator.integers(5, 60, size=k)) for k in (3, 30, 12)]
     ids = {c: torch.arange(len(t)) + 100 * i for i, (c, t) in enumerate(tokens.items())}
     return Batch(tokens, ids, torch.tensor([0, 0, 5]), torch.arange(n))
-
-
-def passes(model, chunks=1, cache_tokens=None):
-    return LengthSorted(model.encoder.pad, chunks, cache_tokens, CPU)
 
 
 @pytest.mark.parametrize("loss", [InfoNCE(), SimCSE()])
@@ -82,3 +77,33 @@ def test_passes_hold_every_sequence_once_longest_first_and_no_more_tokens_than_a
     for some, behind in itertools.pairwise(found):  # none is left out that had fitted
         assert lengths[some].min() >= lengths[behind].max() and (len(some) + 1) * lengths[some].max() > tokens
     assert list(longest_first([], tokens)) == []
+
+
+def test_the_caches_gradients_of_rows_that_share_a_tensor_are_their_own(embedder):
+    texts = made().tokens["anchor"]
+    one, two = (torch.randn(len(texts), 3, requires_grad=True) for _ in range(2))
+    z = passes(embedder, cache_tokens=40)(texts, lambda tokens, a, b: a + b, one, two)
+    weights = torch.arange(float(len(texts)))[:, None].expand(-1, 3)
+    (z * weights).sum().backward()
+    torch.testing.assert_close(z, one + two)
+    torch.testing.assert_close(one.grad, weights)
+    torch.testing.assert_close(two.grad, weights)
+
+
+def test_the_cache_computes_without_gradient_first_and_again_for_the_gradient_alone(embedder):
+    seen = []
+
+    def function(tokens):
+        seen.append(torch.is_grad_enabled())
+        return embedder(tokens)
+
+    embedder.train()
+    z = passes(embedder, cache_tokens=40)(made().tokens["anchor"], function)
+    first = len(seen)
+    assert first > 1 and not any(seen)
+    with torch.no_grad():
+        assert not passes(embedder, cache_tokens=40)(made().tokens["anchor"], function).requires_grad
+    state = torch.get_rng_state()
+    z.sum().backward()
+    assert seen[2 * first :] == [True] * first
+    assert torch.equal(torch.get_rng_state(), state)

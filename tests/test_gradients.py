@@ -35,8 +35,9 @@ from unitsphere.losses.simcse import SimCSE
 from unitsphere.losses.sum import Sum
 from unitsphere.losses.supcon import SupCon
 from unitsphere.losses.triplet import Triplet
-from unitsphere.training import chunks
+from unitsphere.training.chunks import LengthSorted
 from unitsphere.training.gather import gather
+from unitsphere.training.gradient_cache import GradientCache
 from unitsphere.types import Tokens
 
 
@@ -159,7 +160,7 @@ def test_the_cache_restores_the_random_state(name, monkeypatch):
         out = loss(encoded(embedder, batch_of_texts(), loss, cache_tokens=60)).total
         out.backward()
         outs.append((out, gradients(embedder, loss)))
-        monkeypatch.setattr(chunks, "checkpoint", lambda function, *given, use_reentrant: function(*given))
+        monkeypatch.setattr(GradientCache, "compute", LengthSorted.compute)
     torch.testing.assert_close(outs[1][0], outs[0][0], atol=1e-5, rtol=1e-5)
     close(outs[1][1], outs[0][1])
     assert all(g is None or torch.isfinite(g).all() for g in outs[1][1].values())

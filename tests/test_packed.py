@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from making import CPU
-from test_chunks import made, passes
+from making import passes
+from test_chunks import made
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.drop_head import add_drop_head
 from unitsphere.encoders.packed import can_be_packed, groups, packed
@@ -16,7 +16,7 @@ from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
 from unitsphere.pooling.cls import CLSPooling
 from unitsphere.pooling.mean import FirstLastMeanPooling, MeanPooling
-from unitsphere.training.chunks import LengthSorted, embeddings
+from unitsphere.training.chunks import embeddings
 from unitsphere.types import Tokens
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -89,7 +89,7 @@ def test_vectors_loss_and_gradients_are_those_of_the_padded_batch(loss, pooling,
     bare.encoder.pack(3)
     assert bare.encoder.groups == 3
     outs = []
-    for model, how in ((whole, passes(whole)), (bare, LengthSorted(bare.encoder.pad, 1, cache_tokens, CPU))):
+    for model, how in ((whole, passes(whole)), (bare, passes(bare, 1, cache_tokens))):
         e = embeddings(model, made(), loss.views, how)
         total = loss(e).total
         total.backward()

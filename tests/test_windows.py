@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import composed
-from making import CPU, batch_of_texts
+from making import batch_of_texts, passes
 from unitsphere import artefact, card
 from unitsphere.build import build
 from unitsphere.embedder import Embedder
@@ -18,7 +18,7 @@ from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.queue import MemoryQueue
 from unitsphere.pooling.mean import MeanPooling
 from unitsphere.pooling.windows import LearnedWindows, LengthWindows, PositionWindows, Windows
-from unitsphere.training.chunks import LengthSorted, embeddings
+from unitsphere.training.chunks import embeddings
 from unitsphere.training.run import build_embedder
 from unitsphere.types import Text
 
@@ -123,7 +123,7 @@ def test_training_sees_what_encode_sees_in_any_chunks(kind, chunks, cache_tokens
     tokens = {c: [Text(ids) for ids in model.encoder.tokenize(t)] for c, t in texts.items()}
     batch = batch_of_texts(3, negatives=(0, 2))
     batch = type(batch)(tokens, batch.text_ids, batch.negative_rows, batch.row_ids)
-    e = embeddings(model, batch, 1, LengthSorted(model.encoder.pad, chunks, cache_tokens, CPU))
+    e = embeddings(model, batch, 1, passes(model, chunks, cache_tokens))
     for column, z in (("anchor", e.anchors[0]), ("positive", e.positives), ("negative", e.negatives)):
         np.testing.assert_allclose(z.detach(), model.encode(texts[column]), atol=1e-5)
     InfoNCE()(e).total.backward()
@@ -132,7 +132,7 @@ def test_training_sees_what_encode_sees_in_any_chunks(kind, chunks, cache_tokens
         assert gradients["windows.query"].abs().max() > 1e-6
     if (chunks, cache_tokens) != (1, None):
         again = made(kind).train()
-        InfoNCE()(embeddings(again, batch, 1, LengthSorted(again.encoder.pad, 1, None, CPU))).total.backward()
+        InfoNCE()(embeddings(again, batch, 1, passes(again))).total.backward()
         for name, parameter in again.named_parameters():
             torch.testing.assert_close(parameter.grad, gradients.get(name), atol=1e-5, rtol=1e-4, msg=name)
 
@@ -153,7 +153,7 @@ def test_a_slow_copy_of_the_embedder_reads_windows_too():
     loss.attach(model)
     tokens = dict(batch.tokens) | {"positive": [Text(ids) for ids in model.encoder.tokenize([LONG] * 6)]}
     batch = type(batch)(tokens, batch.text_ids, batch.negative_rows, batch.row_ids)
-    assert torch.isfinite(loss(embeddings(model, batch, 1, LengthSorted(model.encoder.pad, 1, None, CPU))).total)
+    assert torch.isfinite(loss(embeddings(model, batch, 1, passes(model))).total)
 
 
 @pytest.mark.parametrize("kind", KINDS)

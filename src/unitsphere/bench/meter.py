@@ -23,7 +23,7 @@ class Meter:
 
     def __init__(self, network: Any, reads: nn.Module, mask: Callable[[tuple[Any, ...]], Tensor]):
         self.network, self.mask = network, mask
-        self.computed, self.lengths, self.spans = 0, list[Tensor](), list[float]()
+        self.computed, self.moments, self.spans = 0, torch.zeros(2).double(), list[float]()
         self.on = False
         network.get_input_embeddings().register_forward_pre_hook(self._computes)
         reads.register_forward_pre_hook(self._reads)
@@ -34,11 +34,13 @@ class Meter:
 
     def _reads(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.on:
-            self.lengths.append(self.mask(args).sum(dim=1))
+            n = self.mask(args).sum(dim=1).double()
+            self.moments = self.moments.to(n.device)
+            self.moments += torch.stack([n.sum(), n.square().sum()])
 
     def start(self) -> None:
         """Begin to count; what was counted before is forgotten."""
-        self.computed, self.lengths, self.spans, self.on = 0, [], [], True
+        self.computed, self.moments, self.spans, self.on = 0, torch.zeros(2).double(), [], True
         forget_peak()
         self.began = synchronized()
 
@@ -52,8 +54,7 @@ class Meter:
 
     def stop(self) -> None:
         """Stop counting."""
-        self.seconds = synchronized() - self.began
-        self.on = False
+        self.seconds, self.peak, self.on = synchronized() - self.began, peak(), False
 
     def numbers(self, unit: str, count: int, passes: int, reads: int = 1) -> dict[str, float]:
         """What was counted.
@@ -64,14 +65,13 @@ class Meter:
             passes: Forward passes that a pass costs: 3 with the backward pass, 1 without.
             reads: How often each text was read. What is computed again counts as time, not as work.
         """
-        lengths = torch.cat(self.lengths)
-        tokens = float(lengths.sum()) / reads
+        tokens, squares = (self.moments / reads).tolist()
         found = {
             f"{unit}/s": count / self.seconds,
             "tokens/s": tokens / self.seconds,
             "padding %": 100 * (1 - tokens * reads / self.computed),
-            "FLOP/s": passes * forward_flops(self.network, lengths) / reads / self.seconds,
-            "peak MiB": peak(),
+            "FLOP/s": passes * forward_flops(self.network, tokens, squares) / self.seconds,
+            "peak MiB": self.peak,
         }
         if self.spans:
             found["outside the model %"] = 100 * (1 - sum(self.spans) / self.seconds)

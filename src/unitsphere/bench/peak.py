@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -42,18 +42,18 @@ def synchronized() -> float:
     return time.perf_counter()
 
 
-def forward_flops(model: Any, lengths: Tensor) -> float:
-    """Of one pass of an encoder over sequences of these lengths, without padding.
+def forward_flops(model: Any, tokens: float, squares: float) -> float:
+    """Of one pass of an encoder over sequences without padding.
 
-    sum over sequences of (2 W T + 4 L D T^2): W are the weights of its linear maps, L its layers, D its width; both
-    attention products are over all T keys. Embeddings, normalisation and activations are not counted. A backward pass
-    that has every gradient takes twice as many.
+    sum over sequences of (2 W T + 4 L D T^2), T tokens each: W are the weights of its linear maps, L its layers, D its
+    width; both attention products are over all T keys. Embeddings, normalisation and activations are not counted. A
+    backward pass that has every gradient takes twice as many.
 
     Args:
         model: A transformers encoder.
-        lengths: (B) tokens of each sequence.
+        tokens: sum of T.
+        squares: sum of T^2.
     """
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     attention = 4 * model.config.num_hidden_layers * model.config.hidden_size
-    n = lengths.double()
-    return float(2 * weights * n.sum() + attention * n.square().sum())
+    return 2 * weights * tokens + attention * squares

@@ -1,25 +1,13 @@
-"""Encode a batch in length-sorted chunks, each padded to its own longest text: the same vectors with less padding; and,
-recomputing each chunk in the backward pass, in memory that does not grow with the batch.
-
-Papers: Gao et al. 2021, gradient cache, https://arxiv.org/abs/2101.06983; Chen et al. 2016, recomputation,
-https://arxiv.org/abs/1604.06174. The gradient cache *is* recomputation with a chunk as its unit: the forward pass keeps
-only a chunk's vectors, the loss sees all of them, and the backward pass goes through one chunk at a time, computed
-again under the random state that it had. So it holds for every loss, with dropout, mixed precision and several ranks.
-"""
+"""Encode a batch in length-sorted chunks, each padded to its own longest text: the same vectors with less padding."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from unitsphere.embedder import Embedder
-from unitsphere.encoders.reader import longest_first
-from unitsphere.heap import give_back
 from unitsphere.types import Batch, Embeddings, Text, Tokens
-
-RELEASE = 8  # passes of the gradient cache between two times that free memory is given back, which costs page faults
 
 
 class LengthSorted:
@@ -28,53 +16,41 @@ class LengthSorted:
     Args:
         pad: Texts to padded `Tokens`.
         chunks: Passes a batch; 1 pads all texts to the longest.
-        cache_tokens: Padded tokens a pass, each pass computed again in the backward pass; None keeps everything, in
-            `chunks` passes.
         device: Where the model is.
     """
 
-    def __init__(
-        self, pad: Callable[[Sequence[Text]], Tokens], chunks: int, cache_tokens: int | None, device: torch.device
-    ):
-        self.pad, self.chunks, self.cache_tokens, self.device = pad, chunks, cache_tokens, device
+    def __init__(self, pad: Callable[[Sequence[Text]], Tokens], chunks: int, device: torch.device):
+        self.pad, self.chunks, self.device = pad, chunks, device
 
     def __call__(self, texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-        lengths = [len(text.ids) for text in texts]
-        if self.cache_tokens is None:
-            order = np.argsort(-np.asarray(lengths), kind="stable")
-            chunks = np.array_split(order, min(self.chunks, len(texts)))
-        else:
-            chunks = list(longest_first(lengths, self.cache_tokens))
-        parts = []
-        for number, chunk in enumerate(chunks):
-            tokens = self.pad([texts[i] for i in chunk])
-            given = [x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)]
-            given += [x[torch.from_numpy(chunk).to(x.device)] for x in rows]
-            if self.cache_tokens is None:
-                parts.append(self._pass(function, *given))
-            else:  # plain tensors: by them it finds the device whose random state it has to restore
-                parts.append(checkpoint(self._pass, function, *given, use_reentrant=False))
-                if number % RELEASE == 0:
-                    _release(parts[-1])
-        back = torch.from_numpy(np.argsort(np.concatenate(chunks), kind="stable")).to(self.device)
-        return torch.cat(parts)[back]
+        divided = self.divide([len(text.ids) for text in texts])
+        back = torch.from_numpy(np.argsort(np.concatenate(divided), kind="stable"))
+        return self.compute(texts, divided, function, rows)[back.to(self.device)]
+
+    def divide(self, lengths: Sequence[int]) -> list[np.ndarray]:
+        """The numbers of the texts in each pass, those of the longest first."""
+        order = np.argsort(-np.asarray(lengths), kind="stable")
+        return np.array_split(order, min(self.chunks, len(order)))
+
+    def compute(
+        self,
+        texts: Sequence[Text],
+        divided: Sequence[np.ndarray],
+        function: Callable[..., Tensor],
+        rows: Sequence[Tensor],
+    ) -> Tensor:
+        """The results of all passes behind each other."""
+        return torch.cat([self.part(texts, chunk, function, *rows) for chunk in divided])
+
+    def part(self, texts: Sequence[Text], chunk: np.ndarray, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """The result of one pass."""
+        tokens = self.pad([texts[i] for i in chunk])
+        moved = Tokens(*(x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)))
+        return function(moved, *(x[torch.from_numpy(chunk).to(x.device)] for x in rows))
 
     def at_once(self) -> "LengthSorted":
-        """The same in a single chunk, unless passes are computed again in the backward pass."""
-        return LengthSorted(self.pad, 1, self.cache_tokens, self.device)
-
-    @staticmethod
-    def _pass(function: Callable[..., Tensor], ids: Tensor, mask: Tensor, prompt: Tensor, *rows: Tensor) -> Tensor:
-        return function(Tokens(ids, mask, prompt), *rows)
-
-
-def _release(z: Tensor) -> None:
-    """Give back the memory of the passes before: now that z is there, and before it is computed again. What is kept of
-    a pass is little, but lies everywhere between what was freed, so that a later one would not find room."""
-    if z.device.type == "cpu":
-        give_back()
-        if z.requires_grad:
-            z.register_hook(lambda gradient: give_back())
+        """The same in a single pass, unless memory forbids it."""
+        return LengthSorted(self.pad, 1, self.device)
 
 
 def embeddings(embedder: Embedder, batch: Batch, views: int, passes: LengthSorted) -> Embeddings:

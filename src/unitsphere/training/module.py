@@ -14,6 +14,7 @@ from unitsphere.evaluation.geometry import mean_cosine
 from unitsphere.evaluation.score import score
 from unitsphere.training.chunks import LengthSorted, embeddings
 from unitsphere.training.gather import gather
+from unitsphere.training.gradient_cache import GradientCache
 from unitsphere.training.sharding import shard, sharded
 from unitsphere.training.together import SharedEmbed, clock, together
 from unitsphere.types import Batch, Embed, Evaluator, Loss, Result
@@ -63,9 +64,7 @@ class EmbeddingModule(pl.LightningModule):
             self.embedder.encoder.pack(trainer.chunks)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        trainer: Any = self.trainer
-        passes = LengthSorted(self.embedder.encoder.pad, trainer.chunks, trainer.cache_tokens, self.device)
-        e = gather(embeddings(self.embedder, batch, self.loss.views, passes))
+        e = gather(embeddings(self.embedder, batch, self.loss.views, self.passes()))
         out = self.loss(e)
         rows = len(e.batch.row_ids)
         self.log("step", float(self.global_step + 1))  # Lightning counts from 0, dev scores and checkpoints from 1
@@ -80,6 +79,14 @@ class EmbeddingModule(pl.LightningModule):
             if self.global_step == batch_idx == 0 and name.endswith("negatives"):
                 self.print(f"each anchor meets {float(value):.1f} negatives on average, out of {rows} rows in all")
         return out.total
+
+    def passes(self) -> LengthSorted:
+        """How a batch goes through the encoder, by the trainer's settings."""
+        trainer: Any = self.trainer
+        pad, tokens = self.embedder.encoder.pad, trainer.cache_tokens
+        if tokens is None:
+            return LengthSorted(pad, trainer.chunks, self.device)
+        return GradientCache(pad, tokens, self.device, [p for p in self.parameters() if p.requires_grad])
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = self.optim(self, self.trainer.estimated_stepping_batches)
