@@ -19,10 +19,9 @@ from unitsphere.encoders.pair_scorer import PairScorer
 from unitsphere.encoders.tiny import tiny
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import UsageError
-from unitsphere.evaluation.score import score
+from unitsphere.evaluation.score import build_evaluators, score
 from unitsphere.losses.cross_encoder import RankedPairs, ScoredPairs
 from unitsphere.runs import Run
-from unitsphere.training.run import build_evaluators
 from unitsphere.types import RetrievalSet, Text
 
 QUERIES, DOCUMENTS = ["sort a tree", "", "find", "graph " * 30], ["how to sort", "array", "tree " * 40, "a graph " * 9]

@@ -13,10 +13,11 @@ from unitsphere.data.rows import Rows
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.geometry import Geometry
 from unitsphere.evaluation.retrieval import Retrieval
+from unitsphere.evaluation.score import build_evaluators
 from unitsphere.evaluation.sts import STS
 from unitsphere.evaluation.truncation import Truncation
 from unitsphere.similar import Exact, Near, normalised
-from unitsphere.training.run import build_evaluators, train
+from unitsphere.training.run import train
 from unitsphere.types import RetrievalSet
 
 

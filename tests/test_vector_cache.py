@@ -14,9 +14,8 @@ from making import model
 from unitsphere import paths
 from unitsphere.cli.evaluate import evaluate
 from unitsphere.digest import tokenizer_identity
-from unitsphere.evaluation.stored import StoredEmbed
+from unitsphere.evaluation.stored import StoredEmbed, remembered
 from unitsphere.training.module import EmbeddingModule
-from unitsphere.training.run import remembered
 from unitsphere.types import Result
 
 TEXTS = ["a tree", "sort an array", "", "合同"]

@@ -16,7 +16,7 @@ from unitsphere import artefact, paths
 from unitsphere.embedder import Embedder
 from unitsphere.evaluation.retrieval import Retrieval
 from unitsphere.formats import beir
-from unitsphere.training.run import quiet
+from unitsphere.process import quiet
 from unitsphere.types import Text, Tokens
 
 MEASURES = ("recall@1", "recall@10", "mrr@10", "ndcg@10")

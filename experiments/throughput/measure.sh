@@ -39,6 +39,7 @@ batches() { # the plain step's memory grows with the batch, the gradient cache's
   bench plain train $train $few variant.64.data.batch_size=64 variant.256.data.batch_size=256 variant.1024.data.batch_size=1024
   bench cached train $train $few trainer.cache_tokens=1024 bench.options.steps=1 \
     variant.64.data.batch_size=64 variant.1024.data.batch_size=1024 variant.4096.data.batch_size=4096 \
+    variant.4096_by_2048.data.batch_size=4096 variant.4096_by_2048.trainer.cache_tokens=2048 \
     variant.plain.trainer.cache_tokens=null variant.plain.trainer.accumulate_grad_batches=16
 }
 

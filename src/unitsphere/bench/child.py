@@ -44,7 +44,7 @@ def main() -> None:
     """Read, measure, print."""
     import torch
 
-    from unitsphere.training.run import quiet
+    from unitsphere.process import quiet
 
     call, config, threads, options = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     torch.set_num_threads(threads)

@@ -45,7 +45,7 @@ def main() -> None:
     import torch
 
     from unitsphere import artefact
-    from unitsphere.training.run import quiet
+    from unitsphere.process import quiet
 
     folder, texts, size, max_length, threads = json.loads(sys.stdin.read())
     torch.set_num_threads(threads)

@@ -43,9 +43,9 @@ def job(config: DictConfig, others: Sequence[str]) -> None:
     """Let the contenders take turns, print and save."""
     from hydra.core.hydra_config import HydraConfig
 
+    from unitsphere.process import cpu_threads
     from unitsphere.report import bench
     from unitsphere.report.table import show
-    from unitsphere.training.trainer import cpu_threads
 
     what = HydraConfig.get().runtime.choices["bench"]
     config = hydra_app.resolved(config)

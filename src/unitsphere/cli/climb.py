@@ -38,8 +38,7 @@ class Work:
 
         from unitsphere import artefact
         from unitsphere.build import build
-        from unitsphere.evaluation.score import scores_nothing
-        from unitsphere.training.run import build_evaluators
+        from unitsphere.evaluation.score import build_evaluators, scores_nothing
 
         torch.set_num_threads(config.threads)
         self.config, self.overrides = config, data

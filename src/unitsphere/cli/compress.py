@@ -63,9 +63,8 @@ def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
     """Make every rung, score it, measure them all, print and save."""
     from hydra.core.hydra_config import HydraConfig
 
+    from unitsphere.process import cpu_threads, quiet
     from unitsphere.report import ladder
-    from unitsphere.training.run import quiet
-    from unitsphere.training.trainer import cpu_threads
 
     quiet()
     typed = list(HydraConfig.get().overrides.task)

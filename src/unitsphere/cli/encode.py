@@ -40,10 +40,9 @@ def encode(config: DictConfig) -> "Shards":
     """
     from unitsphere.build import build
     from unitsphere.formats import on_disk
+    from unitsphere.process import cpu_threads, quiet
     from unitsphere.report.table import show
     from unitsphere.search import shards
-    from unitsphere.training.run import quiet
-    from unitsphere.training.trainer import cpu_threads
     from unitsphere.workers.encoding import Encoding, Workers
 
     quiet()

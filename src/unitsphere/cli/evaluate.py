@@ -21,8 +21,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def job(config: DictConfig) -> None:
     """Check what was asked for, score it and print."""
+    from unitsphere.process import cpu_threads
     from unitsphere.report import pictures, table
-    from unitsphere.training.trainer import cpu_threads
 
     config = hydra_app.resolved(config)
     check_model(config)
@@ -48,9 +48,10 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
     """
     import torch
 
-    from unitsphere.evaluation.score import remarks, score
+    from unitsphere.evaluation.score import build_evaluators, remarks, score
+    from unitsphere.evaluation.stored import remembered
+    from unitsphere.process import quiet
     from unitsphere.report import table
-    from unitsphere.training.run import build_evaluators, quiet, remembered
 
     quiet()
     torch.set_num_threads(config.threads)

@@ -26,9 +26,8 @@ def job(config: DictConfig) -> None:
 
     from unitsphere import artefact
     from unitsphere.build import build
+    from unitsphere.process import cpu_threads, quiet
     from unitsphere.report.table import show
-    from unitsphere.training.run import quiet
-    from unitsphere.training.trainer import cpu_threads
 
     quiet()
     config = hydra_app.resolved(config)

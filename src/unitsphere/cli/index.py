@@ -102,8 +102,7 @@ def loaded(path: str, threads: int | str) -> "tuple[Coded, dict[str, Any]]":
 
     from unitsphere import artefact
     from unitsphere.coded import Coded
-    from unitsphere.training.run import quiet
-    from unitsphere.training.trainer import cpu_threads
+    from unitsphere.process import cpu_threads, quiet
 
     quiet()
     torch.set_num_threads(cpu_threads() if threads == "auto" else int(threads))

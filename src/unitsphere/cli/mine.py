@@ -26,8 +26,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def job(config: DictConfig) -> None:
     """Check what was asked for, mine, audit and print."""
+    from unitsphere.process import cpu_threads
     from unitsphere.report.table import show
-    from unitsphere.training.trainer import cpu_threads
 
     config = hydra_app.resolved(config)
     if config.threads == "auto":
@@ -54,11 +54,12 @@ def mine(config: DictConfig) -> Run:
     from unitsphere.build import build
     from unitsphere.cli.evaluate import embedder_of
     from unitsphere.data.preparation.step import prepare
+    from unitsphere.evaluation.stored import remembered
     from unitsphere.mining import audit
     from unitsphere.mining.candidates import asked, with_positives
     from unitsphere.mining.miner import Miner
+    from unitsphere.process import quiet
     from unitsphere.report.mined import pictures
-    from unitsphere.training.run import quiet, remembered
 
     quiet()
     torch.set_num_threads(config.threads)

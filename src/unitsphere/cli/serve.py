@@ -31,13 +31,12 @@ def job(config: DictConfig) -> None:
 
     from unitsphere import artefact
     from unitsphere.encoders.cross_encoder import CrossEncoder
+    from unitsphere.process import cpu_threads, quiet
     from unitsphere.report.table import show
     from unitsphere.serving.app import create_app
     from unitsphere.serving.gate import Door
     from unitsphere.serving.server import Server, listen
     from unitsphere.serving.settings import Process, Settings
-    from unitsphere.training.run import quiet
-    from unitsphere.training.trainer import cpu_threads
 
     quiet()
     if config.threads == "auto":

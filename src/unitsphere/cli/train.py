@@ -79,7 +79,7 @@ def at_once(launcher: Any) -> int:
     """How many cells share a machine's cores; -1 is one a core. A cell of Ray has the cores that Ray gives it, one by
     default."""
     if "ray" in launcher:
-        from unitsphere.training.trainer import cpu_threads
+        from unitsphere.process import cpu_threads
 
         return max(1, cpu_threads() // int(launcher.ray.remote.get("num_cpus", 1)))
     return int(launcher.get("n_jobs") or 1)

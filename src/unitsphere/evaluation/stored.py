@@ -15,8 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from unitsphere import paths
+from unitsphere.model import Model
 from unitsphere.types import Embed
 
 GIB = 2**30
@@ -93,6 +95,19 @@ class StoredEmbed:
                 break
             file.unlink(missing_ok=True)
             total -= size
+
+
+def remembered(embedder: Model, gib: float) -> Embed:
+    """The model's `embed`, with its answers kept on disk.
+
+    Args:
+        embedder: Not to be changed while this is used.
+        gib: The most that all kept answers may take; 0 keeps none.
+    """
+    if not gib:
+        return embedder.embed
+    machine = (str(embedder.device), torch.get_num_threads(), torch.__version__)
+    return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib, lambda: embedder.read)
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray] | None:

@@ -4,11 +4,8 @@ The order matters: everything that can be wrong with the input is found before a
 written as soon as it is known, so that a killed run has lost nothing that a resumed one needs.
 """
 
-import logging
-import os
 import sys
 import time
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from inspect import signature
@@ -29,15 +26,15 @@ from unitsphere.data.rows import Rows
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
-from unitsphere.evaluation.score import remarks, score, scores_nothing
-from unitsphere.evaluation.stored import StoredEmbed
-from unitsphere.model import Model
+from unitsphere.evaluation.score import build_evaluators, remarks, score, scores_nothing
+from unitsphere.evaluation.stored import remembered
+from unitsphere.process import quiet
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
 from unitsphere.training.module import EmbeddingModule
 from unitsphere.training.selection import LAST_STEP
 from unitsphere.training.sharding import sharded, whole
-from unitsphere.types import Embed, Evaluator, Loss, Result
+from unitsphere.types import Evaluator, Loss, Result
 
 LAST = "checkpoints/last.ckpt"
 BEST = "checkpoints/best.safetensors"
@@ -196,17 +193,6 @@ def check_needs(loss: Loss, columns: Collection[str]) -> None:
         )
 
 
-def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Evaluator]:
-    """The evaluators of a split.
-
-    Args:
-        nodes: The config group `eval`.
-        split: "dev" or "test".
-        own: The data's own queries of that split, or None.
-    """
-    return [build(node, split=split, own=own) for node in nodes.values()]
-
-
 def _without_leaks(
     node: Mapping[str, Any], rows: Rows, evaluators: Mapping[str, Sequence[Evaluator]], run: Run
 ) -> Rows:
@@ -274,19 +260,6 @@ def _of_training(batches: Batches) -> dict[tuple[str, int], tuple[int, int]]:
     return {("all columns", batches.max_length): batches.truncated}
 
 
-def remembered(embedder: Model, gib: float) -> Embed:
-    """The model's `embed`, with its answers kept on disk.
-
-    Args:
-        embedder: Not to be changed while this is used.
-        gib: The most that all kept answers may take; 0 keeps none.
-    """
-    if not gib:
-        return embedder.embed
-    machine = (str(embedder.device), torch.get_num_threads(), torch.__version__)
-    return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib, lambda: embedder.read)
-
-
 def _peak_memory() -> float | None:
     """Largest resident memory of this process so far, in GiB; None where the system does not tell."""
     try:
@@ -294,23 +267,3 @@ def _peak_memory() -> float | None:
     except ImportError:
         return None
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-
-
-def quiet() -> None:
-    """Keep what libraries say about themselves out of the way of what the run says."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.formatwarning = lambda message, *where: f"{message}\n"  # a person reads what, not in which line of ours
-    for name in ("pytorch_lightning", "lightning_fabric", "torch", "faiss", "bm25s"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*in eval mode.*",
-        ".*isinstance.treespec.*",
-        ".*is smaller than the logging.*",
-    ):
-        warnings.filterwarnings("ignore", message)

@@ -1,6 +1,5 @@
 """Lightning's Trainer with the settings that decide whether two runs give equal numbers made explicit."""
 
-import os
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +7,7 @@ import torch
 from omegaconf import DictConfig
 
 from unitsphere.errors import UsageError
+from unitsphere.process import cpu_threads
 
 
 class Trainer(pl.Trainer):
@@ -46,8 +46,3 @@ def make_concrete(config: DictConfig, at_once: int = 1) -> None:
     for key, value in automatic.items():
         if config.trainer[key] == "auto":
             config.trainer[key] = value
-
-
-def cpu_threads() -> int:
-    """The CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,30 @@
+"""What a process is set up with before it computes."""
+
+import logging
+import os
+import warnings
+
+
+def cpu_threads() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def quiet() -> None:
+    """Keep what libraries say about themselves out of the way of what the run says."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.formatwarning = lambda message, *where: f"{message}\n"  # a person reads what, not in which line of ours
+    for name in ("pytorch_lightning", "lightning_fabric", "torch", "faiss", "bm25s"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*in eval mode.*",
+        ".*isinstance.treespec.*",
+        ".*is smaller than the logging.*",
+    ):
+        warnings.filterwarnings("ignore", message)
