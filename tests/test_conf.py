@@ -165,6 +165,20 @@ def test_answers_without_importing_torch(arguments):
     assert done.returncode == 0 and "loss" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("verb", ["evaluate eval=none", "encode corpus=a.txt out=b", "serve", "export to=onnx out=b"])
+def test_verbs_that_do_not_train_do_not_load_lightning(verb, tmp_path):
+    """Which takes seconds. Without a model they end when what loads one is imported."""
+    (tmp_path / "a.txt").write_text("a line\n")
+    code = (
+        f"import sys; sys.argv = {['unitsphere', *verb.split(), 'model=nowhere']!r}\n"
+        "from unitsphere.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: sys.exit(3 if 'pytorch_lightning' in sys.modules else ended.code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and ("nowhere" in done.stderr or "eval is empty" in done.stderr), done.stderr
+
+
 @pytest.mark.slow
 def test_somebody_elses_loss_needs_no_change_here(tmp_path, pairs):
     (tmp_path / "loss").mkdir()
