@@ -1,7 +1,9 @@
 """Inference by other kernels gives what the network gives."""
 
 import copy
+import threading
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -10,11 +12,13 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from test_packed import FITTING, SMALL, UNFIT, padded
+from unitsphere.embedder import Embedder
 from unitsphere.encoders import inference
 from unitsphere.encoders.fake_quant import FakeQuantLinear, add_fake_quant
-from unitsphere.encoders.inference import Intermediate, Linear, attention, infer_fast, infers
+from unitsphere.encoders.inference import Intermediate, Linear, attention, infer_fast, infers, side_by_side
 from unitsphere.encoders.packed import written_out
 from unitsphere.encoders.tiny import tiny
+from unitsphere.pooling.mean import FirstLastMeanPooling, MeanPooling
 
 ALL = FITTING | UNFIT | {"falcon": transformers.FalconConfig(**SMALL)}
 DTYPES = [torch.float32, torch.bfloat16] if inference.BF16 else [torch.float32]
@@ -179,3 +183,54 @@ def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeyp
     assert seen.dtype == torch.bfloat16 and seen.isfinite().all()
     if case not in ("alone", "dropped"):
         torch.testing.assert_close(seen.double(), exact, atol=0.02, rtol=0.02)
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_passes_side_by_side_are_all_computed_without_gradients_and_share_the_threads(four_threads):
+    seen = {}
+    together = threading.Barrier(4, timeout=60)  # broken unless four are computed at a time
+
+    def compute(some):
+        together.wait()
+        seen[int(some[0])] = torch.get_num_threads(), torch.is_grad_enabled()
+
+    side_by_side(compute, [np.array([i]) for i in range(8)], torch.device("cpu"))
+    assert seen == dict.fromkeys(range(8), (1, False))
+    assert torch.get_num_threads() == 4
+
+
+def test_few_passes_are_computed_one_after_another_on_all_threads(four_threads):
+    seen = []
+    side_by_side(
+        lambda some: seen.append(torch.get_num_threads()), [np.array([i]) for i in range(3)], torch.device("cpu")
+    )
+    assert seen == [4, 4, 4]
+
+
+def test_an_error_in_a_pass_ends_all(four_threads):
+    seen = []
+
+    def compute(some):
+        seen.append(some)
+        raise ValueError("of a pass")
+
+    with pytest.raises(ValueError, match="of a pass"):
+        side_by_side(compute, [np.array([i]) for i in range(1000)], torch.device("cpu"))
+    assert len(seen) < 1000 and torch.get_num_threads() == 4
+
+
+@pytest.mark.parametrize("pooling", [MeanPooling, FirstLastMeanPooling])
+def test_vectors_side_by_side_are_those_of_one_pass_after_another(pooling, four_threads, monkeypatch):
+    encoder = tiny(dropout=0.0)
+    model = Embedder(encoder, pooling(encoder.dim))
+    texts = [f"text {i} " + "word " * (i % 23) for i in range(200)]
+    several = model.encode(texts, batch_tokens=64)
+    monkeypatch.setattr(inference, "AT_ONCE", 1)
+    np.testing.assert_allclose(several, model.encode(texts, batch_tokens=64), atol=1e-6)

@@ -4,7 +4,7 @@ Code: the module order and the prompts follow https://github.com/huggingface/sen
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unitsphere.digest import digest, tokenizer_identity
+from unitsphere.encoders.inference import side_by_side
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.model import Model
 from unitsphere.pooling.base import Pooling
@@ -75,6 +76,9 @@ class Embedder(nn.Module, Model):
         cut = self.windows.split(texts)
         z = passes(cut.windows, self).to(next(self.parameters()).device)
         return self._normalized(self.windows(z, cut))
+
+    def each(self, compute: Callable[[np.ndarray], None], passes: Sequence[np.ndarray]) -> None:
+        side_by_side(compute, passes, self.device)
 
     def _normalized(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.normalize else z

@@ -63,6 +63,11 @@ class Model(ABC):
         """Padded tokens a forward pass, where nothing else is asked for."""
         return pass_tokens(self.device)
 
+    def each(self, compute: Callable[[np.ndarray], None], passes: Sequence[np.ndarray]) -> None:
+        """Carry the passes out, one after another or several at a time."""
+        for some in passes:
+            compute(some)
+
     def to(self, device: torch.device | str) -> Self:
         """The same model, from now on computing there; one that is bound to a place stays in it."""
         return self
@@ -129,10 +134,14 @@ class Model(ABC):
 
         def passes(texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
             vectors = torch.empty(len(texts), self.dim)
-            for some in longest_first([len(text.ids) for text in texts], budget):
+
+            def compute(some: np.ndarray) -> None:
                 tokens = self.encoder.pad([texts[i] for i in some])
                 moved = Tokens(*(x.to(self.device) for x in (tokens.ids, tokens.mask, tokens.prompt)))
                 vectors[some] = function(moved).to(vectors)
+
+            divided = list(longest_first([len(text.ids) for text in texts], budget))
+            self.each(compute, divided)
             return vectors
 
         source = iter(texts)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -24,19 +25,21 @@ class Meter:
     def __init__(self, network: Any, reads: nn.Module, mask: Callable[[tuple[Any, ...]], Tensor]):
         self.network, self.mask = network, mask
         self.computed, self.moments, self.spans = 0, torch.zeros(2).double(), list[float]()
-        self.on = False
+        self.on, self.lock = False, Lock()  # of several passes at a time
         network.get_input_embeddings().register_forward_pre_hook(self._computes)
         reads.register_forward_pre_hook(self._reads)
 
     def _computes(self, module: nn.Module, args: tuple[Tensor]) -> None:
-        if self.on:
-            self.computed += args[0].numel()
+        with self.lock:
+            if self.on:
+                self.computed += args[0].numel()
 
     def _reads(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.on:
-            n = self.mask(args).sum(dim=1).double()
-            self.moments = self.moments.to(n.device)
-            self.moments += torch.stack([n.sum(), n.square().sum()])
+        with self.lock, torch.no_grad():
+            if self.on:
+                n = self.mask(args).sum(dim=1).double()
+                self.moments = self.moments.to(n.device)
+                self.moments += torch.stack([n.sum(), n.square().sum()])
 
     def start(self) -> None:
         """Begin to count; what was counted before is forgotten."""

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from unitsphere import paths
-from unitsphere.encoders.inference import infer_fast
+from unitsphere.encoders.inference import infer_fast, side_by_side
 from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.reader import longest_first, pass_tokens
 from unitsphere.errors import UsageError
@@ -50,18 +50,25 @@ class CrossEncoder:
         self.max_length = min(max_length, self.tokenizer.model_max_length)
         self.batch_tokens = batch_tokens or pass_tokens(self.model.device)
 
-    @torch.no_grad()
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """(R, 1) float32, in the order given; pairs of like length are read together."""
+        chunks = [self._scored(pairs[start : start + CHUNK]) for start in range(0, len(pairs), CHUNK)]
+        return np.concatenate([np.empty((0, 1), dtype=np.float32), *chunks])
+
+    @torch.no_grad()
+    def _scored(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         out = np.empty((len(pairs), 1), dtype=np.float32)
-        for start in range(0, len(pairs), CHUNK):
-            first, second = zip(*pairs[start : start + CHUNK], strict=True)
-            tokens = self.tokenizer(list(first), list(second), truncation="longest_first", max_length=self.max_length)
-            for rows in longest_first([len(ids) for ids in tokens["input_ids"]], self.batch_tokens):
-                some = self.tokenizer.pad(
-                    {name: [values[i] for i in rows] for name, values in tokens.items()}, return_tensors="pt"
-                )
-                out[start + rows] = self.model(**some.to(self.model.device)).logits[:, :1].float().cpu().numpy()
+        first, second = zip(*pairs, strict=True)
+        tokens = self.tokenizer(list(first), list(second), truncation="longest_first", max_length=self.max_length)
+
+        def compute(rows: np.ndarray) -> None:
+            some = self.tokenizer.pad(
+                {name: [values[i] for i in rows] for name, values in tokens.items()}, return_tensors="pt"
+            )
+            out[rows] = self.model(**some.to(self.model.device)).logits[:, :1].float().cpu().numpy()
+
+        passes = list(longest_first([len(ids) for ids in tokens["input_ids"]], self.batch_tokens))
+        side_by_side(compute, passes, self.model.device)
         return out
 
 

@@ -5,12 +5,17 @@ the numbers while they are still in the cache. In bfloat16 torch's fused attenti
 what a layer has freed is kept for the next (heap.py). Where a gradient is wanted, under autocast, on another device,
 and where a graph is traced, what is computed is what it was.
 
+Threads that share a pass wait for each other after every operation: several passes at a time do not.
+
 Code: the operator is what torch's inductor calls, torch/_inductor/mkldnn_lowerings.py of
 https://github.com/pytorch/pytorch.
 """
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -25,6 +30,7 @@ ATTENTION = "unitsphere"
 LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 LONGEST = 1024  # texts, in tokens, whose attention weights are written out
+AT_ONCE = 16  # passes: with more, Python's lock, which each holds for a few percent of its time, would be waited for
 
 
 def infers(x: Tensor) -> bool:
@@ -96,6 +102,26 @@ def infer_fast(model: Any) -> None:
         parts = dict(module.named_children())
         if parts.keys() == {"dense", "intermediate_act_fn"} and type(parts["intermediate_act_fn"]) is GELUActivation:
             module.__class__ = Intermediate
+
+
+def side_by_side(compute: Callable[[np.ndarray], None], passes: Sequence[np.ndarray], device: torch.device) -> None:
+    """compute(some) for every pass, without gradients: on a CPU up to 16 at a time, which share torch's threads.
+
+    Fewer passes than that are computed one after another, each on all threads.
+    """
+    threads = torch.get_num_threads()
+    several = min(threads, AT_ONCE)
+    autocast = torch.is_autocast_enabled("cpu")  # of which a new thread knows nothing
+    if device.type != "cpu" or several == 1 or len(passes) < several or autocast:
+        for some in passes:
+            compute(some)
+        return
+    with ThreadPoolExecutor(several, initializer=torch.set_num_threads, initargs=(threads // several,)) as pool:
+        try:
+            for _ in pool.map(torch.no_grad()(compute), passes):
+                pass
+        finally:
+            torch.set_num_threads(threads)  # what threads begin with that come later
 
 
 def _attends_both_ways(model: Any) -> bool:
