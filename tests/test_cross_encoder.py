@@ -13,13 +13,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from conftest import composed
 from making import batch_of_texts, encoded, model
 from unitsphere import artefact
+from unitsphere.build import build_evaluators
 from unitsphere.cli.train import main as train
 from unitsphere.encoders.cross_encoder import CrossEncoder
 from unitsphere.encoders.pair_scorer import PairScorer
 from unitsphere.encoders.tiny import tiny
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import UsageError
-from unitsphere.evaluation.score import build_evaluators, score
+from unitsphere.evaluation.score import score
 from unitsphere.losses.cross_encoder import RankedPairs, ScoredPairs
 from unitsphere.runs import Run
 from unitsphere.types import RetrievalSet, Text

@@ -6,7 +6,7 @@ from pathlib import Path
 import unitsphere
 
 ROOT = Path(unitsphere.__file__).parent
-LEAVES = {"types", "errors", "paths", "ranks", "similar", "digest", "scripts", "heap"}
+LEAVES = {"types", "errors", "paths", "ranks", "similar", "digest", "scripts", "heap", "process"}
 ALLOWED = {
     "encoders": LEAVES,
     "pooling": LEAVES,

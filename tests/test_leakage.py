@@ -6,14 +6,13 @@ from itertools import permutations
 import pytest
 
 from conftest import composed
-from unitsphere.build import build
+from unitsphere.build import build, build_evaluators
 from unitsphere.cli.train import start
 from unitsphere.data.leakage import Leakage, told
 from unitsphere.data.rows import Rows
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.geometry import Geometry
 from unitsphere.evaluation.retrieval import Retrieval
-from unitsphere.evaluation.score import build_evaluators
 from unitsphere.evaluation.sts import STS
 from unitsphere.evaluation.truncation import Truncation
 from unitsphere.similar import Exact, Near, normalised

@@ -8,6 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from unitsphere.errors import UsageError
+from unitsphere.types import Evaluator
 
 
 def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -28,3 +29,14 @@ def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
     except TypeError as error:
         raise UsageError(f"{node['_target_']}: {error}.") from error
     return call(**kwargs)
+
+
+def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Evaluator]:
+    """The evaluators of a split.
+
+    Args:
+        nodes: The config group `eval`.
+        split: "dev" or "test".
+        own: The data's own queries of that split, or None.
+    """
+    return [build(node, split=split, own=own) for node in nodes.values()]

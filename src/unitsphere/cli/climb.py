@@ -37,8 +37,8 @@ class Work:
         import torch
 
         from unitsphere import artefact
-        from unitsphere.build import build
-        from unitsphere.evaluation.score import build_evaluators, scores_nothing
+        from unitsphere.build import build, build_evaluators
+        from unitsphere.evaluation.score import scores_nothing
 
         torch.set_num_threads(config.threads)
         self.config, self.overrides = config, data

@@ -48,7 +48,8 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
     """
     import torch
 
-    from unitsphere.evaluation.score import build_evaluators, remarks, score
+    from unitsphere.build import build_evaluators
+    from unitsphere.evaluation.score import remarks, score
     from unitsphere.evaluation.stored import remembered
     from unitsphere.process import quiet
     from unitsphere.report import table

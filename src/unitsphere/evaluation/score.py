@@ -1,26 +1,13 @@
-"""Build evaluators, and run several over one embedding function."""
+"""Run several evaluators over one embedding function."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from unitsphere.build import build
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.cached import CachedEmbed, OutOfTime
 from unitsphere.types import Embed, Evaluator, Result
-
-
-def build_evaluators(nodes: Mapping[str, Any], split: str, own: Any) -> list[Evaluator]:
-    """The evaluators of a split.
-
-    Args:
-        nodes: The config group `eval`.
-        split: "dev" or "test".
-        own: The data's own queries of that split, or None.
-    """
-    return [build(node, split=split, own=own) for node in nodes.values()]
 
 
 def score(

@@ -13,12 +13,12 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from unitsphere import paths
-from unitsphere.model import Model
 from unitsphere.types import Embed
 
 GIB = 2**30
@@ -97,11 +97,11 @@ class StoredEmbed:
             total -= size
 
 
-def remembered(embedder: Model, gib: float) -> Embed:
+def remembered(embedder: Any, gib: float) -> Embed:
     """The model's `embed`, with its answers kept on disk.
 
     Args:
-        embedder: Not to be changed while this is used.
+        embedder: A `Model`, not to be changed while this is used.
         gib: The most that all kept answers may take; 0 keeps none.
     """
     if not gib:

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
 
 from unitsphere import artefact, paths
-from unitsphere.build import build
+from unitsphere.build import build, build_evaluators
 from unitsphere.data.batches import Batches
 from unitsphere.data.leakage import told as told_leak
 from unitsphere.data.preparation.step import prepare, told
@@ -26,7 +26,7 @@ from unitsphere.data.rows import Rows
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
-from unitsphere.evaluation.score import build_evaluators, remarks, score, scores_nothing
+from unitsphere.evaluation.score import remarks, score, scores_nothing
 from unitsphere.evaluation.stored import remembered
 from unitsphere.process import quiet
 from unitsphere.runs import Run, provenance
