@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from making import passes
+from making import CPU, passes
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.reader import longest_first
 from unitsphere.encoders.tiny import tiny
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
 from unitsphere.pooling.mean import MeanPooling
-from unitsphere.training.chunks import embeddings
+from unitsphere.training.chunks import LengthSorted, embeddings
+from unitsphere.training.gradient_cache import GradientCache
 from unitsphere.types import Batch, Text
 
 
@@ -79,15 +80,26 @@ def test_passes_hold_every_sequence_once_longest_first_and_no_more_tokens_than_a
     assert list(longest_first([], tokens)) == []
 
 
-def test_the_caches_gradients_of_rows_that_share_a_tensor_are_their_own(embedder):
-    texts = made().tokens["anchor"]
-    one, two = (torch.randn(len(texts), 3, requires_grad=True) for _ in range(2))
-    z = passes(embedder, cache_tokens=40)(texts, lambda tokens, a, b: a + b, one, two)
-    weights = torch.arange(float(len(texts)))[:, None].expand(-1, 3)
+def test_the_caches_gradients_of_tensors_that_share_one_are_their_own(embedder):
+    """The gradients of p and of q in p + q are one tensor, which is added up for each."""
+    texts, rows = made().tokens["anchor"], torch.randn(9, 3, requires_grad=True)
+    p, q = (torch.randn(3, requires_grad=True) for _ in range(2))
+    cache = GradientCache(embedder.encoder.pad, 40, CPU, [p, q])
+    z = cache(texts, lambda tokens, x: x * (p + q), rows)
+    weights = torch.arange(27.0).view(9, 3)
     (z * weights).sum().backward()
-    torch.testing.assert_close(z, one + two)
-    torch.testing.assert_close(one.grad, weights)
-    torch.testing.assert_close(two.grad, weights)
+    torch.testing.assert_close(z, rows * (p + q))
+    torch.testing.assert_close(rows.grad, weights * (p + q))
+    for one in (p, q):
+        torch.testing.assert_close(one.grad, (weights * rows).sum(dim=0))
+
+
+def test_the_cache_gives_what_reads_nothing_trained_no_gradient(embedder):
+    p = torch.randn(3, requires_grad=True)
+    cache = GradientCache(embedder.encoder.pad, 40, CPU, [p])
+    z = cache(made().tokens["anchor"], embedder.requires_grad_(False))
+    (z.sum() + p.sum()).backward()
+    assert torch.equal(p.grad, torch.ones(3))
 
 
 def test_the_cache_computes_without_gradient_first_and_again_for_the_gradient_alone(embedder):
@@ -107,3 +119,18 @@ def test_the_cache_computes_without_gradient_first_and_again_for_the_gradient_al
     z.sum().backward()
     assert seen[2 * first :] == [True] * first
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_cache_has_the_gradient_of_passes_that_are_kept_in_mixed_precision(dtype, monkeypatch):
+    encoder = tiny(dropout=0.1)
+    models = [Embedder(encoder, MeanPooling(encoder.dim)).train()]
+    models.append(copy.deepcopy(models[0]))
+    for model in models:
+        torch.manual_seed(3)
+        with torch.autocast("cpu", dtype, cache_enabled=False):  # as Lightning has it
+            loss = InfoNCE()(embeddings(model, made(), 1, passes(model, cache_tokens=70))).total
+        (loss * 2**10).backward()
+        monkeypatch.setattr(GradientCache, "compute", LengthSorted.compute)
+    cached, kept = (torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]) for m in models)
+    assert float((cached - kept).norm() / kept.norm()) < 2e-3

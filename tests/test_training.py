@@ -321,13 +321,13 @@ def test_several_seeds_and_losses_in_one_command(pairs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
-def test_two_ranks_train_like_one(pairs, tmp_path, trainer):
+@pytest.mark.parametrize(("trainer", "more"), [("ddp", ()), ("ddp", ("trainer.cache_tokens=64",)), ("fsdp", ())])
+def test_two_ranks_train_like_one(pairs, tmp_path, trainer, more):
     """Two processes that Lightning starts, without dropout: the same curves, one folder, the same model."""
     curves, models = [], []
     for option in ("default", trainer):
         line = overrides(pairs, tmp_path / option, f"trainer={option}", "encoder.depth=2", "embedder.projection_dim=16")
-        command("train", *line, "encoder.dropout=0", "trainer.threads=1")
+        command("train", *line, "encoder.dropout=0", "trainer.threads=1", *(more if option == trainer else ()))
         runs = [Run(f.parent) for f in (tmp_path / option).rglob("run.json")]
         assert len(runs) == 1 and runs[0].info["status"] == "done"
         table = pd.read_csv(runs[0].folder / "metrics.csv")

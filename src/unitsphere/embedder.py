@@ -78,7 +78,7 @@ class Embedder(nn.Module, Model):
         return self._normalized(self.windows(z, cut))
 
     def each(self, compute: Callable[[np.ndarray], None], passes: Sequence[np.ndarray]) -> None:
-        side_by_side(compute, passes, self.device)
+        side_by_side(compute, passes, self.encoder.model)
 
     def _normalized(self, z: Tensor) -> Tensor:
         return F.normalize(z.float(), dim=-1) if self.normalize else z

@@ -92,7 +92,7 @@ class Model(ABC):
             role: A name in `prompts`, e.g. "query" or "document", or "symmetric": selects the prompt.
             prompt: Used instead of a named prompt.
             max_length: In tokens; None is the encoder's limit, and with windows none.
-            batch_tokens: Padded tokens a forward pass; None is `pass_tokens`.
+            batch_tokens: Padded tokens a forward pass, of which a CPU computes several at once; None is `pass_tokens`.
 
         Returns:
             (len(texts), dim) float32, in the order given.

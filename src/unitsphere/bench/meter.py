@@ -35,7 +35,7 @@ class Meter:
                 self.computed += args[0].numel()
 
     def _reads(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        with self.lock, torch.no_grad():
+        with self.lock:
             if self.on:
                 n = self.mask(args).sum(dim=1).double()
                 self.moments = self.moments.to(n.device)

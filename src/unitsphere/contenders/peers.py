@@ -19,7 +19,6 @@ from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
-from unitsphere.training.run import build_embedder
 
 
 def metered(model: Any) -> Meter:
@@ -57,6 +56,10 @@ def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
     if type(loss) not in (SimCSE, InfoNCE):
         raise UsageError("peer=sentence_transformers: loss=simcse and infonce can be compared.")
     columns = {"anchor": "anchor", "positive": "anchor" if isinstance(loss, SimCSE) else "positive"}
+    from unitsphere.training.run import (
+        build_embedder,  # with it Lightning, whose memory is not the peer's when it encodes
+    )
+
     model = loaded(build_embedder(config), config.data.max_length)
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments

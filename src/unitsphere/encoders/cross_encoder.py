@@ -26,7 +26,8 @@ class CrossEncoder:
     Args:
         path: A run of loss=cross_encoder, a model folder or a hub id.
         max_length: Tokens of a pair, never over what the model was trained on; longer ones are cut at the longer text.
-        batch_tokens: Padded tokens a forward pass; None is `reader.pass_tokens`.
+        batch_tokens: Padded tokens a forward pass (on a CPU several are computed at a time); None is
+            `reader.pass_tokens`.
 
     Raises:
         UsageError: No cross-encoder is there.
@@ -55,7 +56,6 @@ class CrossEncoder:
         chunks = [self._scored(pairs[start : start + CHUNK]) for start in range(0, len(pairs), CHUNK)]
         return np.concatenate([np.empty((0, 1), dtype=np.float32), *chunks])
 
-    @torch.no_grad()
     def _scored(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         out = np.empty((len(pairs), 1), dtype=np.float32)
         first, second = zip(*pairs, strict=True)
@@ -68,7 +68,7 @@ class CrossEncoder:
             out[rows] = self.model(**some.to(self.model.device)).logits[:, :1].float().cpu().numpy()
 
         passes = list(longest_first([len(ids) for ids in tokens["input_ids"]], self.batch_tokens))
-        side_by_side(compute, passes, self.model.device)
+        side_by_side(compute, passes, self.model)
         return out
 
 

@@ -104,24 +104,41 @@ def infer_fast(model: Any) -> None:
             module.__class__ = Intermediate
 
 
-def side_by_side(compute: Callable[[np.ndarray], None], passes: Sequence[np.ndarray], device: torch.device) -> None:
-    """compute(some) for every pass, without gradients: on a CPU up to 16 at a time, which share torch's threads.
+def side_by_side(compute: Callable[[np.ndarray], None], passes: Sequence[np.ndarray], model: nn.Module) -> None:
+    """compute(some) for every pass through a model, without gradients: on a CPU up to `AT_ONCE` at a time, which share
+    torch's threads.
 
-    Fewer passes than that are computed one after another, each on all threads.
+    The first is computed alone, so that what a model makes with it (tables of positions) is there for the others. Fewer
+    passes than threads are computed one after another, each on all threads. A thread of the caller's that first uses
+    torch meanwhile keeps a share of the threads.
     """
-    threads = torch.get_num_threads()
-    several = min(threads, AT_ONCE)
-    autocast = torch.is_autocast_enabled("cpu")  # of which a new thread knows nothing
-    if device.type != "cpu" or several == 1 or len(passes) < several or autocast:
-        for some in passes:
+
+    def without_gradients(some: np.ndarray, inference: bool = torch.is_inference_mode_enabled()) -> None:
+        with torch.inference_mode(inference), torch.no_grad():
             compute(some)
+
+    threads = torch.get_num_threads()
+    share = -(-threads // AT_ONCE)
+    several = threads // share
+    autocast = torch.is_autocast_enabled("cpu")  # of which a new thread knows nothing
+    there = next(model.parameters()).device.type == "cpu"
+    if not there or several == 1 or len(passes) <= several or autocast or _by_length(model):
+        for some in passes:
+            without_gradients(some)
         return
-    with ThreadPoolExecutor(several, initializer=torch.set_num_threads, initargs=(threads // several,)) as pool:
-        try:
-            for _ in pool.map(torch.no_grad()(compute), passes):
+    without_gradients(passes[0])
+    try:
+        with ThreadPoolExecutor(several, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            for _ in pool.map(without_gradients, passes[1:]):
                 pass
-        finally:
-            torch.set_num_threads(threads)  # what threads begin with that come later
+    finally:
+        torch.set_num_threads(threads)  # what threads begin with that come later
+
+
+def _by_length(model: nn.Module) -> bool:
+    """Whether it sets frequencies of its positions anew for the length of every pass."""
+    kinds = str([getattr(module, "rope_type", None) for module in model.modules()])
+    return "dynamic" in kinds or "longrope" in kinds
 
 
 def _attends_both_ways(model: Any) -> bool:

@@ -48,7 +48,7 @@ class Batcher(Generic[K, V]):
 
     Args:
         compute: Different keys to their values; called in `thread`, one batch at a time.
-        thread: Its only worker is the only one that touches the model.
+        thread: Its only worker is the only one that asks the model.
         batch_tokens: At which a batch is full; one longer key is a batch of its own.
         wait: Seconds that an idle model waits for a batch to fill, counted from its oldest request.
         limit: Tokens waiting from which on requests are refused.

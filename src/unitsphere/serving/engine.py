@@ -1,8 +1,8 @@
 """Texts to vectors and pairs to scores, for many requests at once: tokens are counted, known vectors taken from the
 cache, the rest queued before the model.
 
-One thread computes. The event loop tokenises to count, with a tokenizer of its own and a text at a time, so that a long
-request does not keep others from being answered.
+One thread computes, or lets others compute for it. The event loop tokenises to count, with a tokenizer of its own and a
+text at a time, so that a long request does not keep others from being answered.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class Engine:
     """The two models, what stands before them, and what is counted.
 
     Args:
-        model: Touched by one thread only, from now on.
+        model: Asked by one thread only, from now on.
         reranker: A cross-encoder; None reranks by the cosine of the model's vectors.
         settings: See there.
         metrics: Told of batches, and asks for the length of the queues.

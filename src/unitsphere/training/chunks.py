@@ -49,7 +49,7 @@ class LengthSorted:
         return function(moved, *(x[torch.from_numpy(chunk).to(x.device)] for x in rows))
 
     def at_once(self) -> "LengthSorted":
-        """The same in a single pass, unless memory forbids it."""
+        """The same in a single pass, where passes only save padding."""
         return LengthSorted(self.pad, 1, self.device)
 
 

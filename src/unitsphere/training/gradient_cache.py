@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from unitsphere.encoders.reader import longest_first
 from unitsphere.heap import give_back
@@ -73,6 +74,7 @@ class _Recomputed(torch.autograd.Function):
         return torch.cat(made)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _release(ctx.device, len(ctx.parts))
         needed = ctx.needs_input_grad[3:]
@@ -85,11 +87,14 @@ class _Recomputed(torch.autograd.Function):
         with (
             torch.random.fork_rng(accelerators, device_type=ctx.device.type if accelerators else "cuda"),
             torch.enable_grad(),
-            torch.autocast(ctx.device.type, dtype, on),
         ):
             for part, state, own in zip(ctx.parts, ctx.states, gradient.split(ctx.sizes), strict=True):
                 _set_random_state(ctx.device, state)
-                found = torch.autograd.grad(part(*rows), wanted, own, allow_unused=True)
+                with torch.autocast(ctx.device.type, dtype, on):  # which a backward pass is not computed under
+                    z = part(*rows)
+                if not z.requires_grad:  # of a function that reads nothing which is trained
+                    continue
+                found = torch.autograd.grad(z, wanted, own, allow_unused=True)
                 for i, (before, new) in enumerate(zip(sums, found, strict=True)):
                     if new is not None:  # cloned, because two of them may be one tensor
                         sums[i] = new.clone() if before is None else before.add_(new)
