@@ -1,6 +1,7 @@
 """Encode a batch in length-sorted chunks, each padded to its own longest text: the same vectors with less padding."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,22 +26,17 @@ class LengthSorted:
     def __call__(self, texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         divided = self.divide([len(text.ids) for text in texts])
         back = torch.from_numpy(np.argsort(np.concatenate(divided), kind="stable"))
-        return self.compute(texts, divided, function, rows)[back.to(self.device)]
+        parts = [partial(self.part, texts, chunk, function) for chunk in divided]
+        return self.compute(parts, rows)[back.to(self.device)]
 
     def divide(self, lengths: Sequence[int]) -> list[np.ndarray]:
         """The numbers of the texts in each pass, those of the longest first."""
         order = np.argsort(-np.asarray(lengths), kind="stable")
         return np.array_split(order, min(self.chunks, len(order)))
 
-    def compute(
-        self,
-        texts: Sequence[Text],
-        divided: Sequence[np.ndarray],
-        function: Callable[..., Tensor],
-        rows: Sequence[Tensor],
-    ) -> Tensor:
+    def compute(self, parts: Sequence[Callable[..., Tensor]], rows: Sequence[Tensor]) -> Tensor:
         """The results of all passes behind each other."""
-        return torch.cat([self.part(texts, chunk, function, *rows) for chunk in divided])
+        return torch.cat([part(*rows) for part in parts])
 
     def part(self, texts: Sequence[Text], chunk: np.ndarray, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """The result of one pass."""

@@ -8,7 +8,6 @@ holds for every loss, with dropout, mixed precision and several ranks, each of w
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,14 +40,7 @@ class GradientCache(LengthSorted):
     def divide(self, lengths: Sequence[int]) -> list[np.ndarray]:
         return list(longest_first(lengths, self.tokens))
 
-    def compute(
-        self,
-        texts: Sequence[Text],
-        divided: Sequence[np.ndarray],
-        function: Callable[..., Tensor],
-        rows: Sequence[Tensor],
-    ) -> Tensor:
-        parts = [partial(self.part, texts, chunk, function) for chunk in divided]
+    def compute(self, parts: Sequence[Callable[..., Tensor]], rows: Sequence[Tensor]) -> Tensor:
         return _Recomputed.apply(self.device, parts, len(rows), *rows, *self.trained)
 
     def at_once(self) -> "GradientCache":
