@@ -162,8 +162,6 @@ def go(run: Run, callbacks: Sequence[Any] = ()) -> float:
         os.environ[RUN_OF_RANKS] = str(run.folder.resolve())
     try:
         metrics = train(run.config, run, callbacks)
-        if not run.writes:
-            return float("nan")
         _report(run)
     finally:
         if run.writes and "wandb" in run.config.logger:

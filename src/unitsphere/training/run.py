@@ -28,7 +28,7 @@ from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
 from unitsphere.evaluation.score import remarks, score, scores_nothing
 from unitsphere.evaluation.stored import remembered
-from unitsphere.process import quiet
+from unitsphere.process import leave, quiet
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
 from unitsphere.training.module import EmbeddingModule
@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
 
 
 def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -> dict[str, float]:
-    """Carry out a run, or go on with one that was killed, and return its metrics.
+    """Carry out a run, or go on with one that was killed, and return its metrics. A further rank's process ends here.
 
     Args:
         config: Resolved; `auto` settings made concrete.
@@ -67,6 +67,8 @@ def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -
         status = ended.get(type(error), "failed")
         run.note(status=status, error=f"{type(error).__name__}: {error}")
         raise
+    if not run.writes:
+        leave()
     run.note(status="done", error=None, wall_seconds=round(time.monotonic() - began, 1), peak_memory_gib=_peak_memory())
     return metrics
 
