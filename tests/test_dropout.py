@@ -7,7 +7,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from unitsphere.encoders.dropout import Dropout, draw_fast, dropout
-from unitsphere.encoders.packed import written_out
 from unitsphere.encoders.tiny import tiny
 
 COUNT = 200_003
@@ -75,16 +74,3 @@ def test_all_of_an_encoder_draws_so_in_training_and_nothing_is_dropped_in_evalua
     assert kinds and set(kinds) == {Dropout}
     x = torch.randn(4, 5)
     assert Dropout(0.5).eval()(x) is x and Dropout(0.0)(x) is x
-
-
-def test_attention_written_out_is_its_formula_in_the_mean():
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 6, 8)  # B, H, T, D
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], dtype=torch.bool)[:, None, None]
-    scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / 8**0.5
-    weights = scores.masked_fill(~mask, -1e30).softmax(-1)
-    torch.testing.assert_close(written_out(q, k, v, mask, 0.0, None), weights @ v)
-    torch.testing.assert_close(written_out(q, k, v, mask, 0.0, 8**-0.5), weights @ v)
-    draws = torch.stack([written_out(q, k, v, mask, 0.2, None) for _ in range(4000)])
-    off = (draws.mean(0) - weights @ v) / (draws.std(0) / 4000**0.5)
-    assert off.abs().max() < 5

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from unitsphere import paths
+from unitsphere.encoders.attention import attend_fast
 from unitsphere.encoders.inference import infer_fast, side_by_side
 from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.reader import longest_first, pass_tokens
@@ -46,6 +47,7 @@ class CrossEncoder:
                 f"{path}: this model has no classifier, so it is no cross-encoder. Train one: python train.py "
                 f"loss=cross_encoder eval=none select=last encoder=hub encoder.path={path} data=…"
             )
+        attend_fast(model)
         infer_fast(model)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.max_length = min(max_length, self.tokenizer.model_max_length)

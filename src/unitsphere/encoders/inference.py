@@ -1,9 +1,9 @@
 """An encoder's inference on a CPU, by kernels that are faster there than those which torch chooses.
 
 In float32 torch multiplies by MKL; oneDNN, which torch brings too, is faster on AMD's processors, and applies GELU to
-the numbers while they are still in the cache. In bfloat16 torch's fused attention is slower than its three steps. And
-what a layer has freed is kept for the next (heap.py). Where a gradient is wanted, under autocast, on another device,
-and where a graph is traced, what is computed is what it was.
+the numbers while they are still in the cache. And what a layer has freed is kept for the next (heap.py). Where a
+gradient is wanted, under autocast, on another device, and where a graph is traced, what is computed is what it was.
+Attention has a file of its own (attention.py).
 
 Threads that share a pass wait for each other after every operation: several passes at a time do not.
 
@@ -18,18 +18,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.activations import GELUActivation
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from unitsphere.encoders.packed import written_out
+from unitsphere.encoders.attention import BF16
 from unitsphere.heap import keep_freed
 
-ATTENTION = "unitsphere"
 LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
-BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-LONGEST = 1024  # texts, in tokens, whose attention weights are written out
 AT_ONCE = 16  # passes: with more, Python's lock, which each holds for a few percent of its time, would be waited for
 
 
@@ -65,35 +59,9 @@ class Intermediate(nn.Module):
         return cast(Tensor, self.intermediate_act_fn(self.dense(x)))
 
 
-def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """(B, H, T, D) each, the mask True where there is a token -> (B, T, H, D): transformers' SDPA, or its formula."""
-    causal = options.get("is_causal")
-    known = {"dropout", "scaling", "is_causal"}
-    odd = (
-        (getattr(module, "is_causal", True) if causal is None else causal)
-        or options.get("dropout")
-        or any(value is not None for name, value in options.items() if name not in known)
-        or (attention_mask is not None and attention_mask.dtype != torch.bool)
-        or key.shape != query.shape
-        or key.shape[2] > LONGEST
-    )
-    if odd or query.dtype != torch.bfloat16 or not infers(query):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    seen = written_out(query, key, value, attention_mask, 0.0, options.get("scaling"))
-    return seen.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
 def infer_fast(model: Any) -> None:
     """Let a transformers model infer so. Changed in place; what is saved of it is not."""
     keep_freed()
-    if model.config._attn_implementation == "sdpa" and _attends_both_ways(model):
-        model.config._attn_implementation = ATTENTION
     if LINEAR is None:
         return
     for module in model.modules():
@@ -139,10 +107,3 @@ def _by_length(model: nn.Module) -> bool:
     """Whether it sets frequencies of its positions anew for the length of every pass."""
     kinds = str([getattr(module, "rope_type", None) for module in model.modules()])
     return "dynamic" in kinds or "longrope" in kinds
-
-
-def _attends_both_ways(model: Any) -> bool:
-    """Whether its attention is transformers' interface (a model that asks for "sdpa" by name has its own), and none of
-    it causal."""
-    causal = [module.is_causal for module in model.modules() if hasattr(module, "is_causal")]
-    return bool(causal) and not any(causal) and bool(model._can_set_attn_implementation())

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from unitsphere.encoders.attention import attend, in_tiles
 from unitsphere.encoders.drop_head import DropHead
-from unitsphere.encoders.dropout import dropout as drop
 from unitsphere.types import Tokens, TokenStates
 
 NAME = "unitsphere_packed"
@@ -86,21 +86,12 @@ def attention(
     parts = []
     for group in groups:
         own = group.padded(q), group.padded(k), group.padded(v)
-        if dropout > 0 and query.device.type == "cpu":
-            seen = written_out(*own, group.mask, dropout, scaling)
+        if in_tiles(query, dropout):
+            seen = attend(*own, group.mask, dropout, scaling)
         else:
             seen = F.scaled_dot_product_attention(*own, attn_mask=group.mask, dropout_p=dropout, scale=scaling)
         parts.append(group.packed(seen))
     return torch.cat(parts)[None], None
-
-
-def written_out(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, scaling: float | None) -> Tensor:
-    """softmax(q k^T s) v, (B, H, T, D) each, with dropout on the weights, which no fused attention has on a CPU."""
-    scores = q * (scaling or q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, T)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1)
-    return (drop(weights, p) if p > 0 else weights) @ v
 
 
 AttentionInterface.register(NAME, attention)

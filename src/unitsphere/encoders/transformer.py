@@ -15,6 +15,7 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
 from unitsphere import paths
+from unitsphere.encoders.attention import attend_fast
 from unitsphere.encoders.drop_head import add_drop_head
 from unitsphere.encoders.dropout import draw_fast
 from unitsphere.encoders.fake_quant import add_fake_quant
@@ -41,6 +42,7 @@ class TransformerEncoder(nn.Module, Reader):
         nn.Module.__init__(self)
         Reader.__init__(self, tokenizer, max_length)
         draw_fast(model)
+        attend_fast(model)
         infer_fast(model)
         self.model: Any = model
         self.dim: int = model.config.hidden_size
