@@ -6,13 +6,13 @@ over ranks divides by world. A token loss sees this rank's rows: `mean` multipli
 Code read: torch.distributed.nn.functional; the gather of princeton-nlp/SimCSE, which differs by the factor world.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import once_differentiable
 
 from unitsphere.errors import UsageError
 
@@ -36,12 +36,7 @@ def everyone(x: Tensor) -> Tensor:
         return x
     sizes = _sizes(len(x), x.device)
     padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
-    gathered: Sequence[Tensor]
-    if x.is_floating_point() and x.requires_grad:
-        gathered = all_gather(padded)
-    else:
-        gathered = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(list(gathered), padded)
+    gathered = _Gathered.apply(padded)
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 
@@ -103,3 +98,20 @@ def _sizes(mine: int, device: torch.device) -> list[int]:
     sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([mine], device=device))
     return [int(size) for size in sizes]
+
+
+class _Gathered(torch.autograd.Function):
+    """(r, …), equally long on every rank, to (ranks, r, …); the gradient is the sum of what all ranks ask of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x)
+        return torch.stack(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        asked = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(asked)
+        return asked[dist.get_rank()]
