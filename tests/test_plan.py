@@ -36,7 +36,7 @@ def test_training_is_scaled_by_its_rows_and_the_rest_is_not(tmp_path):
     past = costs.past(tmp_path)
     cost = costs.estimate(config("trainer.max_steps=50", "seed=9"), CHOICES, past)
     assert cost.seconds == pytest.approx(40 + 60 * 5) and cost.memory == 2.0
-    assert cost.basis == "a, equal but for the seed"
+    assert cost.basis == "a, equal but for seed and steps"
     twice = costs.estimate(config("trainer.max_steps=10", "data.batch_size=32"), CHOICES, past)
     assert twice.seconds == pytest.approx(40 + 60 * 2) and "1 settings apart" in twice.basis
 
@@ -52,7 +52,7 @@ def test_the_nearest_runs_count_and_only_those_of_this_encoder_and_machine(tmp_p
     known(tmp_path, "failed", near, wall=1).note(status="failed")
     past = costs.past(tmp_path)
     cost = costs.estimate(near, CHOICES, past)
-    assert (cost.seconds, cost.memory, cost.basis) == (100.0, 3.0, "2 runs, equal but for the seed")
+    assert (cost.seconds, cost.memory, cost.basis) == (100.0, 3.0, "2 runs, equal but for seed and steps")
     other = composed("encoder=hub", "encoder.path=y", "loss=infonce", "data=pairs", "data.path=x.jsonl")
     assert costs.estimate(other, CHOICES, past) is None
     assert costs.past(tmp_path / "nowhere") == []

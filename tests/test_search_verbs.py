@@ -77,6 +77,7 @@ def test_what_is_found_are_the_largest_cosines(folder, option):
         )
         for hit in of_query:
             assert made.texts[list(made.ids).index(hit["id"])] == hit["text"] == texts[list(made.ids).index(hit["id"])]
+    assert option == "hnsw" or {len(hits) for hits in ask("k=383")} == {382}  # which walks a graph, and may miss some
     assert not list(folder.glob("*.writing")) and made.about["vector_bytes"] == 128
     assert json.loads((folder / "made" / "index.json").read_text())["model"] == str(folder / "old")
 
@@ -167,8 +168,7 @@ def test_both_verbs_on_the_command_line(folder, capsys):
         (["in=made", "query=a", "queries=corpus.jsonl"], "give one of query="),
         (["in=made", "query=  "], "the query 1 has no text"),
         (["in=made", "query=a", "query=a \udcff"], "the query 2 is not Unicode"),
-        (["in=made", "query=a", "k=383"], "the index has 382 documents, so 1 to 382"),
-        (["in=made", "query=a", "k=0"], "1 to 382"),
+        (["in=made", "query=a", "k=0"], "k=0, depth=20, candidates=100: 1 or more would fit"),
         (["in=nowhere", "query=a"], "nowhere: no index is there"),
         (["query=a"], "in must be given"),
         (["in=made", "query=a", "out=made"], "is there already"),

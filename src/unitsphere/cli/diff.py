@@ -31,14 +31,17 @@ def main(arguments: Sequence[str]) -> None:
         settings = {key: written(v) for key, v in r.settings.items() if not comparability.is_name(key) or key == "seed"}
         sides.append(settings | comparability.facts(r) | stamps)
     first, second = sides
-    table = Table("differs", *arguments)
+    table = Table()
+    for heading in ("differs", *arguments):
+        table.add_column(heading, overflow="fold")
     for key in dict.fromkeys([*first, *second]):
         if first.get(key) != second.get(key):
             table.add_row(key, first.get(key, "-"), second.get(key, "-"))
     show(table)
-    scores = Table("metric")
+    scores = Table()
+    scores.add_column("metric", overflow="fold")
     for heading in (*arguments, "difference"):
-        scores.add_column(heading, justify="right")
+        scores.add_column(heading, justify="right", overflow="fold")
     a, b = (r.metrics for r in records)
     for name in dict.fromkeys([*a, *b]):
         difference = b[name] - a[name] if name in a and name in b else None

@@ -56,10 +56,10 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
 
     quiet()
     torch.set_num_threads(config.threads)
+    embedder = embedder_of(config)
     evaluators = build_evaluators(config.eval, config.split, own(config, config.split))
     if not evaluators:
         raise UsageError("eval is empty: choose what to score, e.g. eval=retrieval or eval=[sts,retrieval]")
-    embedder = embedder_of(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     embedder.to(device)
     run = Run.create(parent, stamped("eval"))

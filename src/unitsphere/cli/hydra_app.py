@@ -36,6 +36,9 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
     if any(argument in ("-h", "--help") for argument in arguments):
         sys.stdout.write(page(root))
         return
+    for argument in arguments:
+        if wrong := _list_for_one(argument):
+            fail(UsageError(wrong))
     # With full errors Hydra lets exceptions through, and they are turned into messages here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     here = str(Path(__file__).parent)  # where a further rank starts as a script; our verbs are no modules of others
@@ -98,9 +101,31 @@ def _message(error: BaseException) -> str:
     if wrong:
         near = get_close_matches(wrong[2], [f.stem for f in (paths.conf() / wrong[1]).glob("*.yaml")], n=1)
     if key:
+        lines = [line for line in lines if not line.startswith("Key ")]
+        options = _options(key[1])
+        if options:  # its keys come with one
+            said = [line for line in lines if not line.startswith("To append")]
+            return "\n  ".join([*said, f"Choose one first: {key[1]}={'|'.join(options)}"])
         near = get_close_matches(key[1], _keys(), n=1)
-        lines = [line for line in lines if not line.startswith("Key ")] + [f"There is no key {key[1]!r} here."]
+        lines.append(f"There is no key {key[1]!r} here.")
+    if "…" in text:
+        lines.append("… stands for what is different on your machine.")
     return "\n  ".join(lines) + (f"\n  Did you mean {near[0]!r}?" if near else "")
+
+
+def _options(group: str) -> list[str]:
+    """Those of a config group; none where there is no such group."""
+    return sorted(file.stem for file in (paths.conf() / group).glob("*.yaml"))
+
+
+def _list_for_one(argument: str) -> str | None:
+    """What is wrong with `group=[a,b]` where the group takes one option, of which Hydra would take the last."""
+    given = re.fullmatch(r"\+?([\w/]+)(?:@[\w.]+)?=\[(.+)\]", argument)
+    if given is None or "," not in given[2]:
+        return None
+    named = [paths.conf() / given[1] / f"{option.strip()}.yaml" for option in given[2].split(",")]
+    one = any(re.search("^_target_:", f.read_text(encoding="utf-8"), re.MULTILINE) for f in named if f.exists())
+    return f"{argument}: {given[1]} takes one option; with -m, {given[1]}={given[2]} is a run of each" if one else None
 
 
 def _keys() -> list[str]:

@@ -72,7 +72,7 @@ def given(path: str | None, asked: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def search(config: DictConfig, queries: Sequence[tuple[str, str]]) -> list[FOUND]:
-    """Of each query the `k` best documents: rank, score, id, text.
+    """Of each query the `k` best documents, or all where there are fewer: rank, score, id, text.
 
     Raises:
         UsageError: There is no index, its model is not the one that made it, or a number does not fit.
@@ -82,10 +82,8 @@ def search(config: DictConfig, queries: Sequence[tuple[str, str]]) -> list[FOUND
     from unitsphere.search.rerank import rerank
 
     folder = IndexFolder(Path(config["in"]).expanduser())
-    if not 1 <= config.k <= len(folder):
-        raise UsageError(f"k={config.k}: the index has {len(folder):,} documents, so 1 to {len(folder)} would fit.")
-    if config.depth < 1 or config.candidates < 1:
-        raise UsageError(f"depth={config.depth}, candidates={config.candidates}: 1 or more would fit.")
+    if min(config.k, config.depth, config.candidates) < 1:
+        raise UsageError(f"k={config.k}, depth={config.depth}, candidates={config.candidates}: 1 or more would fit.")
     score = build(config.cross_encoder, path=config.reranker) if config.reranker is not None else None
     words = folder.words if config.get("hybrid") else None
     model = model_of(folder, config.model, config.threads)

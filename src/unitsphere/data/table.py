@@ -3,6 +3,7 @@ says."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,8 @@ from unitsphere.data.rows import Data, Rows, Splits
 from unitsphere.errors import UsageError
 from unitsphere.formats import on_disk
 from unitsphere.formats.records import BadRow, records
+
+MEND = ". Mend the row, or leave bad rows out with data.on_bad_row=skip"
 
 
 class Table(Data):
@@ -107,6 +110,7 @@ class Table(Data):
     def _values(self, path: str, bad: list[int]) -> Iterator[list[Any]]:
         """The values of each row, in the order of `columns`; the numbers of rows left out go into `bad`."""
         header, empty = not any(isinstance(source, int) for source in self.columns.values()), True
+        first = ""
         for number, record in records(path, header):
             try:
                 if isinstance(record, BadRow):
@@ -114,22 +118,26 @@ class Table(Data):
                 values = [_take(record, source, column) for column, source in self.columns.items()]
             except BadRow as fault:
                 if self.on_bad_row == "stop":
-                    raise UsageError(
-                        f"{path}, row {number}: {fault}. Mend the row, or leave bad rows out with data.on_bad_row=skip"
-                    ) from None
+                    skip = "" if isinstance(fault, NoColumn) and empty else MEND
+                    raise UsageError(f"{path}, row {number}: {fault}{skip}") from None
                 bad.append(number)
+                first = first or f"row {number}: {fault}"
                 continue
             empty = False
             yield [self._scaled(column, value) for column, value in zip(self.columns, values, strict=True)]
         if empty:
             raise UsageError(
-                f"{path}: no usable row" + (f", {len(bad)} bad rows skipped." if bad else "; it is empty.")
+                f"{path}: no usable row" + (f", {len(bad)} bad ones skipped; {first}" if bad else "; it is empty.")
             )
 
     def _scaled(self, column: str, value: Any) -> Any:
         if column == "score" and self.max_score is not None:
             return value / self.max_score
         return self.instruction_format.format(value) if column.endswith("_instruction") else value
+
+
+class NoColumn(BadRow):
+    """The row has no column of that name."""
 
 
 def _take(record: Mapping[Any, Any], source: Any, column: str) -> Any:
@@ -151,7 +159,8 @@ def _take(record: Mapping[Any, Any], source: Any, column: str) -> Any:
 def _value(record: Mapping[Any, Any], name: Any, column: str) -> Any:
     if name not in record:
         found = ", ".join(map(str, record)) or "none"
-        raise BadRow(f"no column {name!r}; found: {found}. Name it with data.columns.{column}=…")
+        near = "".join(f"; did you mean {n!r}?" for n in get_close_matches(str(name), map(str, record), n=1))
+        raise NoColumn(f"no column {name!r}{near}; found: {found}. Name it with data.columns.{column}=…")
     return record[name]
 
 

@@ -150,10 +150,10 @@ def transformer(
 def _why(path: str, folder: Path | None, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0]
     if folder is not None:
-        return f"encoder.path={path}: the folder does not hold a model that transformers can load ({reason})"
+        return f"{path}: the folder does not hold a model that transformers can load ({reason})"
     return (
-        f"encoder.path={path}: no such folder here, and no hub gave a model of that name. Where the hub cannot be "
-        f"reached, copy the model's folder to this machine and name it: encoder.path=/path/to/the/folder ({reason})"
+        f"{path}: no such folder here, and no hub gave a model of that name. Where the hub cannot be reached, copy the "
+        f"model's folder to this machine and give its path instead ({reason})"
     )
 
 

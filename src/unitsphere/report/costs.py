@@ -65,7 +65,7 @@ def estimate(config: DictConfig, choices: Mapping[str, str | None], known: Seque
     seconds = [_seconds(r, rows) for r in nearest]
     peaks = [r.info["peak_memory_gib"] for r in nearest if r.info.get("peak_memory_gib") is not None]
     many = f"{len(nearest)} runs" if len(nearest) > 1 else nearest[0].folder.parent.name
-    how = "equal but for the seed" if min(apart) == 0 else f"{min(apart)} settings apart"
+    how = "equal but for seed and steps" if min(apart) == 0 else f"{min(apart)} settings apart"
     return Cost(fmean(seconds), max(peaks, default=None), f"{many}, {how}")
 
 

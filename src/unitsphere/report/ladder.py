@@ -77,7 +77,10 @@ def find(records: Sequence[Record]) -> list[Record]:
     of_them = [ladder.folder.resolve() for ladder in ladders]
     for record in records:
         if "rungs" not in record.info and not any(f in record.folder.resolve().parents for f in of_them):
-            raise UsageError(f"{record.folder} is no ladder of compression, as {ladders[0].folder} is: one table each.")
+            raise UsageError(
+                f"{record.folder} is no ladder of compression, as {ladders[0].folder} is, and they are tables of their "
+                "own: name a folder that holds only one of the two kinds"
+            )
     models = list(dict.fromkeys(str(ladder.info["model"]) for ladder in ladders))
     if len(models) > 1:
         raise UsageError(f"these ladders begin with different models: {' and '.join(models)}")

@@ -20,7 +20,7 @@ def parts(sheet: Sheet) -> list[str]:
         [(value, "row") for value in row] + [(render.number(cell), place[cell.place]) for cell in cells]
         for row, cells in sheet.rows.items()
     ]
-    found = [paragraph(f"{render.NOTE}. Click a heading to sort.")]
+    found = [paragraph(f"{render.caption(sheet)}. Click a heading to sort.")]
     found.append(table([*((h, "row") for h in sheet.headings), *((c, "") for c in sheet.columns)], rows))
     found.append(picture(sheet))
     if sheet.baseline is not None:

@@ -64,9 +64,16 @@ def against(sheet: Sheet) -> str:
     )
 
 
+def caption(sheet: Sheet) -> str:
+    """What the numbers are, with the metrics that no column names."""
+    metrics = dict.fromkeys(cell.metric for cells in sheet.rows.values() for cell in cells)
+    unnamed = [metric for metric in metrics if metric not in sheet.columns]
+    return f"{', '.join(unnamed)}: {NOTE}" if unnamed else NOTE
+
+
 def terminal(sheet: Sheet) -> Group:
     """For the screen."""
-    table = Table(title=NOTE, title_justify="left")
+    table = Table(title=caption(sheet), title_justify="left")
     for heading in sheet.headings:
         table.add_column(heading)
     for column in sheet.columns:
@@ -90,7 +97,7 @@ def markdown(sheet: Sheet) -> str:
     mark: dict[int, Callable[[str], str]] = {0: str, 1: "**{}**".format, 2: "<u>{}</u>".format}
 
     body = [(*row, *(mark[cell.place](number(cell)) for cell in cells)) for row, cells in sheet.rows.items()]
-    text = [f"{NOTE}.", "", *lines((*sheet.headings, *sheet.columns), len(sheet.headings), body)]
+    text = [f"{caption(sheet)}.", "", *lines((*sheet.headings, *sheet.columns), len(sheet.headings), body)]
     if sheet.baseline is not None:
         text += ["", f"Differences from {against(sheet)}:", ""]
         text += lines(("", "metric", *DIFFERENCE), 2, differences(sheet))
@@ -118,7 +125,7 @@ def latex(sheet: Sheet) -> str:
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
-            *(f"% {note}" for note in (NOTE, *sheet.notes)),
+            *(f"% {note}" for note in (caption(sheet), *sheet.notes)),
             rf"\begin{{tabular}}{{{'l' * len(sheet.headings)}{'r' * len(sheet.columns)}}}",
             r"\toprule",
             " & ".join(map(escaped, (*sheet.headings, *sheet.columns))) + r" \\",

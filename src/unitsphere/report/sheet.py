@@ -220,7 +220,8 @@ def _chosen(
     rows = list(dict.fromkeys(row for row, _ in fitting))
     if len(rows) != 1:
         said = ", ".join(f"{k}={v}" for k, v in wanted.items())
-        raise UsageError(f"baseline={said} names {len(rows)} rows; one is needed.")
+        there = "; ".join(dict.fromkeys(" ".join(row) for row in (rows or (row for row, _ in groups))))
+        raise UsageError(f"baseline={said} names {len(rows)} rows, and one is needed. There are: {there}")
     columns = list(dict.fromkeys(col for _, col in fitting))
     return rows[0], columns[0] if len(columns) == 1 else None
 
