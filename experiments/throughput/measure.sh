@@ -41,6 +41,7 @@ batches() { # the plain step's memory grows with the batch, the gradient cache's
     variant.64.data.batch_size=64 variant.1024.data.batch_size=1024 variant.4096.data.batch_size=4096 \
     variant.4096_by_2048.data.batch_size=4096 variant.4096_by_2048.trainer.cache_tokens=2048 \
     variant.plain.trainer.cache_tokens=null variant.plain.trainer.accumulate_grad_batches=16
+  bench small train $train rounds=1 bench.options.warm=2 bench.options.steps=16 # the plain batches of 64, each with its step of AdamW
 }
 
 curves() {
