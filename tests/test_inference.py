@@ -12,7 +12,8 @@ from transformers.activations import ACT2FN
 
 from test_packed import FITTING, SMALL, UNFIT, padded
 from unitsphere.embedder import Embedder
-from unitsphere.encoders import inference
+from unitsphere.encoders import attention, inference
+from unitsphere.encoders.attention import attend, attend_fast
 from unitsphere.encoders.fake_quant import FakeQuantLinear, add_fake_quant
 from unitsphere.encoders.inference import Intermediate, Linear, infer_fast, infers, side_by_side
 from unitsphere.encoders.tiny import tiny
@@ -30,18 +31,22 @@ def states(model, tokens):
 @fast
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ALL)
-def test_states_are_those_of_transformers(kind, dtype):
+def test_states_are_those_of_transformers(kind, dtype, monkeypatch):
     torch.manual_seed(0)
     exact = transformers.AutoModel.from_config(copy.deepcopy(ALL[kind])).eval()
     quick = copy.deepcopy(exact).to(dtype)
+    attend_fast(quick)
     infer_fast(quick)
-    tokens = padded(exact.config.pad_token_id or 0)
+    tokens, taken = padded(exact.config.pad_token_id or 0), []
+    monkeypatch.setattr(attention, "attend", lambda *x: taken.append(1) or attend(*x))
     near = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.05}
     with torch.no_grad():
         torch.testing.assert_close(states(quick, tokens).float(), states(exact, tokens), **near)
     kinds = {type(m) for m in quick.modules()}
     assert (Linear in kinds) == (kind != "falcon")  # which has a class of its own
     assert (Intermediate in kinds) == (kind in {"bert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta"})
+    own = {"mpnet", "deberta", "llama", "falcon", "modernbert"}  # attentions, or causal or local ones
+    assert bool(taken) == (dtype == torch.bfloat16 and kind not in own)
 
 
 @fast

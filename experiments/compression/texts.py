@@ -1,4 +1,4 @@
-"""What a student of a docstrings model learns from besides the pairs: the training docstrings whole, in pieces of 50
+"""What a student of a docstrings model learns from instead of pairs: the training docstrings whole, in pieces of 50
 words, their summaries, and the sentences of another file.
 
 python experiments/compression/texts.py sentences.txt > texts.txt

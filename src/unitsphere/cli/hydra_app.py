@@ -99,7 +99,7 @@ def _message(error: BaseException) -> str:
     key = re.search(r"Key '([^']+)' is not in struct", text)
     near: list[str] = []
     if wrong:
-        near = get_close_matches(wrong[2], [f.stem for f in (paths.conf() / wrong[1]).glob("*.yaml")], n=1)
+        near = get_close_matches(wrong[2], _options(wrong[1]), n=1)
     if key:
         lines = [line for line in lines if not line.startswith("Key ")]
         options = _options(key[1])

@@ -53,11 +53,12 @@ def measure(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
     """
     clock = Clock(warm, steps)
     config.trainer.max_steps = warm + steps + 1
+    further = joined()
+    if further is not None:
+        train(config, further, [clock])  # which ends this process
     with TemporaryDirectory() as place:
-        run = joined()
-        if run is None:
-            run = Run.create(Path(place), "run")
-            os.environ[RUN_OF_RANKS] = str(run.folder)
+        run = Run.create(Path(place), "run")
+        os.environ[RUN_OF_RANKS] = str(run.folder)
         train(config, run, [clock])
     rows = config.data.batch_size * config.trainer.accumulate_grad_batches
     reads = 1 if config.trainer.cache_tokens is None else 2
