@@ -50,6 +50,13 @@ def test_columns_of_a_key(grid):
     assert [c.place for c in table.rows["infonce",]] == [1, 1]
 
 
+def test_the_caption_names_the_metric_where_no_column_does(grid):
+    records = find([grid])
+    assert render.caption(sheet(records, rows=["loss"], cols=["pooling"])) == f"{METRIC}: {render.NOTE}"
+    for metrics in ([], ["sts/sts*"], ["last/docs/*"]):
+        assert render.caption(sheet(records, metrics=metrics)) == render.NOTE
+
+
 def test_differences_say_which_cell_they_are_from(grid):
     both = sheet(find([grid]), rows=["loss"], cols=["pooling"], baseline={"loss": "simcse", "pooling": "cls"})
     assert "Differences from simcse cls:" in render.markdown(both)

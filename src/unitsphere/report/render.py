@@ -66,7 +66,7 @@ def against(sheet: Sheet) -> str:
 
 def caption(sheet: Sheet) -> str:
     """What the numbers are, with the metrics that no column names."""
-    metrics = dict.fromkeys(cell.metric for cells in sheet.rows.values() for cell in cells)
+    metrics = dict.fromkeys(cell.metric.removeprefix("test/") for cells in sheet.rows.values() for cell in cells)
     unnamed = [metric for metric in metrics if metric not in sheet.columns]
     return f"{', '.join(unnamed)}: {NOTE}" if unnamed else NOTE
 
