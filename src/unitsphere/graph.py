@@ -28,9 +28,12 @@ from unitsphere.types import Passes, Text, Tokens
 
 INPUTS = ("input_ids", "attention_mask", "prompt")  # the last only where the pooling leaves prompts out
 OUTPUT = "sentence_embedding"
-GRAPH = "onnx/model.onnx"
+FILE = "model.onnx"  # wherever a graph lies: it names the file of its weights, so it cannot be renamed
+GRAPH = f"onnx/{FILE}"
 # Slower on a CPU than the addition and the LayerNormalization that it puts together (experiments/compression).
 NOT_FUSED = ["SkipLayerNormFusion"]
+# x86 without VNNI adds u8 x s8 in 16 bits, which overflow; there this takes u8 x u8, and elsewhere changes nothing.
+EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class GraphModel(Model):
     """Texts to vectors through an ONNX graph.
 
     Args:
-        file: The graph; files beside it that begin with its name are its weights.
+        file: The graph, a model.onnx; files beside it that begin with its name are its weights.
         tokenizer: A transformers tokenizer.
         card: What the graph does not say.
         config: A folder with the transformers config.json that goes with the tokenizer, or None.
@@ -68,12 +71,7 @@ class GraphModel(Model):
     @cached_property
     def session(self) -> Any:
         """Made when it is first needed, with as many threads as torch has."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        return onnxruntime.InferenceSession(
-            str(self.file), options, providers=self.providers, disabled_optimizers=NOT_FUSED
-        )
+        return session(str(self.file), self.providers)
 
     def __call__(self, tokens: Tokens) -> Tensor:
         """Padded tokens (B, T) to vectors (B, dim)."""
@@ -95,10 +93,10 @@ class GraphModel(Model):
 
     def write(self, folder: Path) -> None:
         """Put the files of the model into a folder that is there."""
-        place = folder / GRAPH
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place = (folder / GRAPH).parent
+        place.mkdir(parents=True, exist_ok=True)
         for file in weights(self.file):
-            shutil.copyfile(file, place.parent / file.name.replace(self.file.name, place.name, 1))
+            shutil.copyfile(file, place / file.name)
         self.encoder.tokenizer.save_pretrained(folder)
         if self.config is not None:
             shutil.copyfile(self.config / "config.json", folder / "config.json")
@@ -109,6 +107,15 @@ class GraphModel(Model):
         """The same model with another graph, that computes in other numbers."""
         card = replace(self.card, protocol={**self.card.protocol, "precision": precision})
         return GraphModel(file, self.encoder.tokenizer, card, self.config)
+
+
+def session(graph: str | bytes, providers: Sequence[Any]) -> Any:
+    """ONNX Runtime's executor of a graph, its file or its bytes. Sums of int8 products are exact on every processor."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT_INT8)
+    return onnxruntime.InferenceSession(graph, options, providers=providers, disabled_optimizers=NOT_FUSED)
 
 
 def weights(file: Path) -> list[Path]:

@@ -29,6 +29,7 @@ class Int8(Quantized):
     Args:
         per_channel: A scale for each of a weight's N columns; else one for the matrix.
         weight_bits: 8, or 7 (largest |w| / 63) for processors without VNNI, whose 16-bit sums of u8 x s8 overflow.
+            unitsphere itself avoids them (`graph.EXACT_INT8`); an exported graph may be run by others.
         embeddings: As for `Quantized`.
 
     Raises:
