@@ -11,8 +11,9 @@ import onnxruntime
 import pytest
 import torch
 
-from unitsphere import artefact
+from unitsphere import artefact, tracing
 from unitsphere.compression.int8 import Int8Dynamic
+from unitsphere.encoders.pruned import prune
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.export.onnx import ToOnnx, ToQuantizedOnnx
@@ -111,6 +112,34 @@ def test_the_folder_has_a_graph_in_int8_too(tmp_path):
 def test_what_sentence_transformers_has_not_is_said(tmp_path):
     with pytest.raises(UsageError, match="AttentionPooling"):
         ToSentenceTransformers()(model("attention.AttentionPooling"), tmp_path)
+    cut = model()
+    prune(cut.encoder.model, "heads", [[0]] * cut.encoder.model.config.num_hidden_layers)
+    with pytest.raises(UsageError, match="cannot load cut heads"):
+        ToSentenceTransformers()(cut, tmp_path)
+
+
+def test_sentence_transformers_gets_prompts_that_are_not_pooled_and_half_precision(tmp_path):
+    """What its own pooling leaves out is no input of the graph of hidden states."""
+    pytest.importorskip("sentence_transformers")
+    for name, embedder in (("prompt", model(pool_prompt=False)), ("half", model().bfloat16())):
+        said = ToSentenceTransformers(quantized=Int8Dynamic())(embedder, tmp_path / name)
+        assert float(said.rpartition(" ")[2]) < 1e-5
+        session = onnxruntime.InferenceSession(str(tmp_path / name / "onnx" / "model.onnx"))
+        assert [i.name for i in session.get_inputs()] == ["input_ids", "attention_mask"]
+
+
+@pytest.mark.parametrize("step", [None, Int8Dynamic()])
+def test_weights_in_a_file_of_their_own_are_found_again(step, tmp_path, monkeypatch):
+    """As of a graph of more than 2 GB."""
+    monkeypatch.setattr(tracing, "LARGEST", 0)
+    embedder = model()
+    (ToOnnx() if step is None else ToQuantizedOnnx(step))(embedder, tmp_path / "mine")
+    assert (tmp_path / "mine" / "onnx" / "model.onnx.data").stat().st_size > 10_000
+    vectors = artefact.load(tmp_path / "mine").encode(TEXTS)
+    assert (vectors * embedder.encode(TEXTS)).sum(axis=1).min() > 0.95
+    if step is None:
+        ToTriton(name="mine")(embedder, tmp_path)
+        onnxruntime.InferenceSession(str(tmp_path / "mine" / "1" / "model.onnx"))
 
 
 def test_torch_export(tmp_path):

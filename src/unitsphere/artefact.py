@@ -168,12 +168,25 @@ def _head(embedder: Embedder) -> dict[str, Tensor]:
     return {k: v.detach().cpu().contiguous() for k, v in embedder.state_dict().items() if not k.startswith("encoder.")}
 
 
+def ours_alone(embedder: Embedder) -> str | None:
+    """What the model has that sentence-transformers or transformers lacks (see `encoders.pruned`); None for nothing."""
+    if embedder.windows is not None:
+        return "windows"
+    if getattr(embedder.encoder.model.config, "pruned", None):
+        return "cut heads or feed-forward layers of unequal width"
+    return None if _modes(embedder) else type(embedder.pooling).__name__
+
+
+def _modes(embedder: Embedder) -> tuple[str, ...]:
+    pooling = embedder.pooling
+    return pooling.sentence_transformers or (("cls",) if isinstance(pooling, CLSMLPPooling) else ())
+
+
 def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
-    """Add that library's files, where it has the pooling, there are no windows, and transformers can load the encoder
-    (see `encoders.pruned`); elsewhere the folder has none and it cannot load it."""
+    """Add that library's files where it can load the model; elsewhere the folder has none."""
     pooling, modules = embedder.pooling, [("", "Transformer")]
-    modes = pooling.sentence_transformers or (("cls",) if isinstance(pooling, CLSMLPPooling) else ())
-    if not modes or embedder.windows is not None or getattr(embedder.encoder.model.config, "pruned", None):
+    modes = _modes(embedder)
+    if ours_alone(embedder):
         return
 
     def add(kind: str, config: dict[str, Any] | None = None, weights: dict[str, Tensor] | None = None) -> None:

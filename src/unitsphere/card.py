@@ -142,7 +142,7 @@ def usage(address: str, prompts: Mapping[str, str], in_st: bool) -> str:
 
     there = code("from sentence_transformers import SentenceTransformer", "SentenceTransformer", "prompt_name")
     lines = [
-        there if in_st else "sentence-transformers has no such pooling or no windows; unitsphere loads it:",
+        there if in_st else "sentence-transformers lacks a part of it; unitsphere loads it:",
         code("from unitsphere import artefact", "artefact.load", "role"),
     ]
     if prompts:

@@ -7,7 +7,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.export import Dim
 
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
-from unitsphere.graph import INPUTS, OUTPUT, Card, GraphModel
+from unitsphere.graph import FILE, INPUTS, OUTPUT, Card, GraphModel
 from unitsphere.model import Model
 from unitsphere.types import Text, Tokens
 
@@ -45,21 +45,21 @@ def example(embedder: Embedder) -> Tokens:
     return embedder.encoder.pad([Text(ids) for ids in embedder.encoder.tokenize(texts)])
 
 
-def arguments(embedder: Embedder) -> tuple[tuple[Tensor, ...], list[dict[int, Any]]]:
-    """What `Finished` is exported with, and what of it is of any size."""
-    tokens = example(embedder)
-    inputs = (tokens.ids, tokens.mask) if embedder.pool_prompt else (tokens.ids, tokens.mask, tokens.prompt)
-    some = Dim.DYNAMIC  # which fails where torch would take the example's size for the only one
-    return inputs, [dict.fromkeys(range(x.dim()), some) for x in inputs]
+def inputs(embedder: Embedder) -> tuple[str, ...]:
+    """What a graph of finished vectors reads."""
+    return INPUTS[:2] if embedder.pool_prompt else INPUTS
 
 
-def traced(embedder: Embedder, export: Callable[..., Any], module: type[nn.Module] = Finished, **options: Any) -> Any:
+def traced(
+    embedder: Embedder, export: Callable[..., Any], module: type[nn.Module], names: Sequence[str], **options: Any
+) -> Any:
     """What one of torch's exporters makes of a module that is built with the embedder.
 
     Args:
         embedder: On the CPU, in float32.
         export: torch.export.export or torch.onnx.export.
         module: Takes the graph's inputs.
+        names: These inputs, the first two or three of `INPUTS`.
         options: For the exporter.
 
     Raises:
@@ -67,31 +67,33 @@ def traced(embedder: Embedder, export: Callable[..., Any], module: type[nn.Modul
     """
     if embedder.windows is not None:
         raise UsageError("a model with windows reads a text in several passes, which is no single graph")
-    inputs, sizes = arguments(embedder)
-    shapes = dict(zip(INPUTS, sizes, strict=False))
+    tokens = example(embedder)
+    given = [part for _, part in zip(names, (tokens.ids, tokens.mask, tokens.prompt), strict=False)]
+    some = Dim.DYNAMIC  # which fails where torch would take the example's size for the only one
+    shapes = {name: dict.fromkeys(range(x.dim()), some) for name, x in zip(names, given, strict=True)}
     try:
         with _silence():
-            return export(module(embedder).eval(), inputs, dynamic_shapes=shapes, **options)
+            return export(module(embedder).eval(), tuple(given), dynamic_shapes=shapes, **options)
     except Exception as error:  # whatever torch's exporter raises
         kind = type(embedder.encoder.model).__name__
         raise UsageError(f"torch cannot export {kind}: {str(error).strip().splitlines()[0]}") from error
 
 
-def to_onnx(embedder: Embedder, file: Path, module: type[nn.Module] = Finished, output: str = OUTPUT) -> None:
-    """Write the graph of a module with one output.
+def to_onnx(embedder: Embedder, file: Path, module: type[nn.Module], names: Sequence[str], output: str) -> None:
+    """Write the graph of a module with one output; `names` are its inputs.
 
     Raises:
         UsageError: See `traced`.
     """
-    names = list(INPUTS[: len(arguments(embedder)[0])])
-    options = {"dynamo": True, "opset_version": OPSET, "input_names": names, "output_names": [output], "verbose": False}
-    save(traced(embedder, torch.onnx.export, module, **options).model_proto, file)
+    called = {"input_names": [*names], "output_names": [output]}
+    options = {"dynamo": True, "opset_version": OPSET, "verbose": False, **called}
+    save(traced(embedder, torch.onnx.export, module, names, **options).model_proto, file)
 
 
 def save(graph: onnx.ModelProto, file: Path) -> None:
-    """Write a graph, its weights in a file of their own where one file cannot hold them."""
+    """Write a graph; where one file cannot hold it, its weights in another, which the graph names: keep both names."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    large = graph.ByteSize() > LARGEST
+    large = sum(len(weight.raw_data) for weight in graph.graph.initializer) > LARGEST  # a larger one has no ByteSize
     onnx.save(graph, str(file), save_as_external_data=large, location=f"{file.name}.data")
 
 
@@ -106,8 +108,8 @@ def as_graph(model: Model, folder: Path) -> GraphModel:
     if not isinstance(model, Embedder):
         raise UsageError(f"a {type(model).__name__} has no torch weights of which a graph could be made")
     model = model.cpu().float().eval()
-    file = folder / "float.onnx"
-    to_onnx(model, file)
+    file = folder / "float" / FILE
+    to_onnx(model, file, Finished, inputs(model), OUTPUT)
     model.encoder.model.config.save_pretrained(folder)
     limit = model.encoder.max_length
     card = Card(model.dim, model.normalize, model.prompts, limit, {**model.protocol(), "precision": "float32 (onnx)"})

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from unitsphere.compression.products import Product, Replacement, read, replace, shrink_tables
 from unitsphere.compression.step import Context, Stage, Step
-from unitsphere.graph import GraphModel
+from unitsphere.graph import FILE, GraphModel
 from unitsphere.model import Model
 from unitsphere.tracing import as_graph, save
 
@@ -27,7 +27,7 @@ class Quantized(Step):
     def apply(self, model: Model, context: Context) -> Model:
         graph = as_graph(model, context.folder)
         self.attach(graph, context)
-        file = context.folder / "quantized.onnx"
+        file = context.folder / "quantized" / FILE
         self.rewrite(graph.file, file)
         return graph.with_graph(file, self.precision)
 

@@ -21,7 +21,7 @@ from unitsphere.compression.quantized import Quantized
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.export.verify import same, texts
-from unitsphere.graph import GRAPH
+from unitsphere.graph import GRAPH, INPUTS
 from unitsphere.model import Model
 from unitsphere.tracing import to_onnx
 from unitsphere.types import Text, Tokens
@@ -37,7 +37,7 @@ class States(nn.Module):
         super().__init__()
         self.encoder = embedder.encoder
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, prompt: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return self.encoder(Tokens(input_ids, attention_mask, attention_mask.new_zeros(input_ids.shape[0]))).hidden
 
 
@@ -65,10 +65,10 @@ class ToSentenceTransformers:
             raise UsageError(f"to=sentence_transformers: a {type(model).__name__} has no torch weights")
         artefact.save(model, folder)
         if not (folder / "modules.json").exists():
-            kind = "windows" if model.windows is not None else type(model.pooling).__name__
-            raise UsageError(f"to=sentence_transformers: it has nothing like {kind}; to=onnx goes with any pooling")
+            found = artefact.ours_alone(model)
+            raise UsageError(f"to=sentence_transformers: it cannot load {found}; to=onnx goes with any pooling")
         worst = same(model, artefact.load(folder), self.tolerance, ("the model", "the folder"))
-        to_onnx(model.cpu().float().eval(), folder / GRAPH, States, HIDDEN)
+        to_onnx(model.cpu().float().eval(), folder / GRAPH, States, INPUTS[:2], HIDDEN)
         said = f"largest difference {worst:.1e}"
         if self.quantized is not None:
             self.quantized.rewrite(folder / GRAPH, folder / INT8)
@@ -82,14 +82,14 @@ class ToSentenceTransformers:
         return f"{said}; in sentence-transformers, largest difference {self.there(model, folder):.1e}"
 
     def there(self, model: Model, folder: Path) -> float:
-        """The largest difference from what sentence-transformers computes.
+        """The largest difference from what sentence-transformers computes, both in float32.
 
         Raises:
             UsageError: It is above the tolerance.
         """
         from sentence_transformers import SentenceTransformer
 
-        loaded: Any = SentenceTransformer(str(folder), device="cpu")
+        loaded: Any = SentenceTransformer(str(folder), device="cpu").float()
         some = texts(model.encoder)
         worst = 0.0
         for role in (None, *model.prompts):

@@ -13,7 +13,7 @@ from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.export.verify import same
 from unitsphere.model import Model
-from unitsphere.tracing import traced
+from unitsphere.tracing import Finished, inputs, traced
 from unitsphere.types import Tokens
 
 FILE = "model.pt2"
@@ -39,7 +39,7 @@ class ToTorchExport:
         if not isinstance(model, Embedder):
             raise UsageError(f"to=torch_export: a {type(model).__name__} has no torch weights")
         model = model.cpu().float().eval()
-        torch.export.save(traced(model, torch.export.export), folder / FILE)
+        torch.export.save(traced(model, torch.export.export, Finished, inputs(model)), folder / FILE)
         model.encoder.tokenizer.save_pretrained(folder)
         exported = Program(model, folder / FILE)
         return f"largest difference {same(model, exported, self.tolerance):.1e}"

@@ -8,6 +8,7 @@ Code: https://github.com/triton-inference-server/server/blob/main/docs/user_guid
 """
 
 import re
+import shutil
 from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
@@ -63,8 +64,7 @@ class ToTriton:
             worst = same(model, load(Path(work) / "whole"), self.tolerance)
             (place / "1").mkdir(parents=True)
             for file in weights(graph.file):
-                target = place / "1" / file.name.replace(graph.file.name, "model.onnx", 1)
-                target.write_bytes(file.read_bytes())
+                shutil.copyfile(file, place / "1" / file.name)
             inputs = [i.name for i in graph.session.get_inputs()]
         model.encoder.tokenizer.save_pretrained(place)
         (place / "config.pbtxt").write_text(self.config(name, inputs, model.dim), encoding="utf-8")
