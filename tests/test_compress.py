@@ -7,16 +7,18 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
+from conftest import composed
 from unitsphere import artefact
 from unitsphere.bench import memory, speed
-from unitsphere.cli.climb import primaries
-from unitsphere.cli.compress import shared
+from unitsphere.cli.climb import as_read, group, primaries
+from unitsphere.cli.compress import scored_on
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.report import ladder
 from unitsphere.report.records import read
-from unitsphere.runs import Run
+from unitsphere.runs import Run, write
 from unitsphere.types import Result
 
 
@@ -211,12 +213,27 @@ def test_primaries_are_the_first_metric_of_each_task():
     assert primaries(Result(metrics, "a/y", {}, {})) == ["a/y", "sts/one"]
 
 
-def test_a_recovery_reads_the_data_that_is_typed_or_the_runs(tmp_path):
+def test_another_run_reads_what_a_run_read_however_that_was_chosen(tmp_path, pairs):
+    chosen = [f"data.path={pairs}", "data.batch_size=8", "preparation=[unicode,length]", "sampler=no_duplicates"]
     run = Run.create(tmp_path, "run")
-    (run.folder / "overrides.yaml").write_text("[loss=infonce, data=pairs, data.path=a.csv, seed=3, +preparation.x=1]")
-    assert shared(["compression=qat", "data=text", "data.path=b"], run) == ["data=text", "data.path=b"]
-    assert shared(["compression=qat"], run) == ["data=pairs", "data.path=a.csv", "+preparation.x=1"]
-    assert shared(["compression=qat"], None) == []
+    config = composed("experiment=simcse_bert_unsup", "data=pairs", *chosen)
+    write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
+    arguments = as_read(run, tmp_path / "conf")
+    shown = unitsphere("train", *arguments, "data.max_length=9", "--cfg", "job", "--resolve", cwd=tmp_path)
+    again = OmegaConf.create(shown.stdout)
+    assert again.data == {**run.config.data, "max_length": 9}
+    assert (again.preparation, again.sampler) == (run.config.preparation, run.config.sampler)
+
+
+@pytest.mark.parametrize("override", ["data=a", "data.path=a", "+data@data.sources.web=pairs", "~data", "++data.x=1"])
+def test_an_override_belongs_to_a_group(override):
+    assert group(override) == "data"
+
+
+def test_a_compressed_run_is_scored_as_it_was(tmp_path):
+    run = Run.create(tmp_path, "run")
+    write(run.folder / "config.yaml", OmegaConf.to_yaml(composed("eval=[sts,retrieval,geometry]")))
+    assert [*scored_on(run)] == ["sts", "retrieval"]
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from unitsphere import paths
 from unitsphere.cli.chain import last_of_each_key
 from unitsphere.cli.rungs import Chain
 from unitsphere.errors import UsageError
-from unitsphere.runs import Run
+from unitsphere.runs import Run, write
 
 if TYPE_CHECKING:
     from unitsphere.compression.step import Context
@@ -30,10 +30,11 @@ class Work:
 
     Args:
         config: Resolved.
-        data: Overrides with which a recovery finds its data.
+        typed: What of the overrides goes to a recovery, too.
+        of_run: The run whose model it is, if one: a recovery reads what it read, unless `typed` names data.
     """
 
-    def __init__(self, config: DictConfig, data: Sequence[str]):
+    def __init__(self, config: DictConfig, typed: Sequence[str], of_run: Run | None):
         import torch
 
         from unitsphere import artefact
@@ -41,7 +42,8 @@ class Work:
         from unitsphere.evaluation.score import scores_nothing
 
         torch.set_num_threads(config.threads)
-        self.config, self.overrides = config, data
+        self.config, self.typed = config, typed
+        self.of_run = None if any(override.startswith("data=") for override in typed) else of_run
         self.data = build(config.data) if config.get("data") is not None else None
         splits = self.data.splits if self.data is not None else None
         self.test = build_evaluators(config.eval, "test", splits.test if splits else None)
@@ -109,8 +111,9 @@ class Work:
         length = "null" if context.max_length is None else str(context.max_length)
         own = [o.replace("{original}", original).replace("{max_length}", length) for o in overrides]
         fixed = [f"init={start}", f"seed={self.config.seed}", f"trainer.threads={self.config.threads}"]
-        typed = [*self.overrides, *own, *fixed, f"outputs={context.folder}", "name=recovery"]
-        ended = subprocess.run([sys.executable, "-m", "unitsphere", "train", *last_of_each_key(typed)])
+        read = as_read(self.of_run, context.folder / "conf") if self.of_run is not None else []
+        given = [*read, *self.typed, *own, *fixed, f"outputs={context.folder}", "name=recovery"]
+        ended = subprocess.run([sys.executable, "-m", "unitsphere", "train", *last_of_each_key(given)])
         if ended.returncode:
             raise UsageError(f"the recovery in {context.folder} failed; what it said stands above")
         trained = max((context.folder / "recovery").iterdir())
@@ -154,6 +157,20 @@ class Work:
             )
             for name, rung in found.items()
         }
+
+
+def as_read(run: Run, folder: Path) -> list[str]:
+    """Arguments with which another run reads its training rows as this one did: options of its own, in `folder`."""
+    groups = [name for name in ("data", "preparation", "sampler") if run.config.get(name)]
+    for name in groups:
+        (folder / name).mkdir(parents=True)
+        write(folder / name / "of_run.yaml", OmegaConf.to_yaml(run.config[name]))
+    return [f"--config-dir={folder}", *(f"{name}=of_run" for name in groups)]
+
+
+def group(override: str) -> str:
+    """The group, or first part of the key, that an override changes: +data@data.sources.a=b, data.path=c -> data."""
+    return override.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]
 
 
 def primaries(result: "Result") -> list[str]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app
 from unitsphere.cli.chain import SHARED
-from unitsphere.cli.climb import Work
+from unitsphere.cli.climb import Work, group
 from unitsphere.cli.rungs import Chain, chains, divided, prefixed
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, provenance, stamped, write
@@ -48,7 +48,7 @@ def after_training(run: Run) -> None:
     if not steps:
         return
     typed: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "overrides.yaml"))
-    own = [o for o in typed if o.lstrip("+~").startswith(("compression.", "calibration@", "eval=", "eval.", "index@"))]
+    own = [o for o in typed if o.lstrip("+~").startswith(("compression.", "calibration@", "index@"))]
     fixed = [f"model={run.folder}", f"compression=[{','.join(steps)}]", f"outputs={run.folder}"]
     settings = [f"seed={run.config.seed}", f"threads={run.config.trainer.threads}"]
     line = [sys.executable, "-m", "unitsphere", "compress", *fixed, *own, *settings]
@@ -80,7 +80,9 @@ def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
     of_run = Run.open(config.model) if (Path(config.model) / "run.json").exists() else None
     if config.get("data") is None and of_run is not None:
         config.data = of_run.config.data
-    work = Work(config, shared(typed, of_run))
+    if of_run is not None and "eval" not in map(group, typed):
+        config.eval = scored_on(of_run) or config.eval
+    work = Work(config, [o for o in typed if group(o) in SHARED], of_run)
     run = Run.create(Path(config.outputs) / "compressed" / Path(config.model).name, stamped("compress"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*typed, *map(prefixed, recovery)])))
@@ -113,12 +115,6 @@ def report(run: Run, target: str | None) -> None:
         show(line)
 
 
-def shared(typed: Sequence[str], of_run: Run | None) -> list[str]:
-    """Overrides that say what data a recovery trains on: those typed here, else those of the run."""
-    here = [o for o in typed if o.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] in SHARED]
-    if any(o.startswith("data=") for o in here) or of_run is None:
-        return here
-    saved: Any = OmegaConf.to_container(OmegaConf.load(of_run.folder / "overrides.yaml"))
-    keys = ("data", "preparation", "sampler")
-    theirs = [o for o in saved if o.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0] in keys]
-    return [*theirs, *here]
+def scored_on(run: Run) -> DictConfig:
+    """The evaluators of a run but for geometry, whose numbers have no share that could be kept."""
+    return OmegaConf.create({name: node for name, node in run.config.eval.items() if name != "geometry"})
