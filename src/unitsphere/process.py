@@ -2,9 +2,13 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
+from pathlib import Path
 from typing import NoReturn
+
+PEAK = Path("/proc/self/clear_refs")  # proc(5)
 
 
 def cpu_threads() -> int:
@@ -30,6 +34,26 @@ def quiet() -> None:
         ".*is smaller than the logging.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def forget_peak() -> None:
+    """From now on `peak_memory` is that from now on. Nothing happens where there is no /proc."""
+    if PEAK.exists():
+        PEAK.write_text("5")
+
+
+def peak_memory() -> float:
+    """MiB of resident memory that this process has had at most. (getrusage's number is that of the parent at first.)
+
+    Raises:
+        ImportError: The system does not tell: it is Windows.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return float(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, where there is no /proc
 
 
 def leave() -> NoReturn:

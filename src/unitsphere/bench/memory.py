@@ -4,7 +4,6 @@ A process of its own each time, because memory that was once taken is not all gi
 """
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -29,32 +28,22 @@ def peak(folder: Path, texts: Sequence[str], size: int, max_length: int | None) 
     return float(ended.stdout.splitlines()[-1])
 
 
-def most() -> float:
-    """MiB of resident memory that this process has had at most. (getrusage's number is that of the parent at first.)"""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return float(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, where there is no /proc
-
-
 def main() -> None:
     """Read what to do from standard input, and print the number."""
     import onnxruntime  # noqa: F401
     import torch
 
     from unitsphere import artefact
-    from unitsphere.process import quiet
+    from unitsphere.process import peak_memory, quiet
 
     folder, texts, size, max_length, threads = json.loads(sys.stdin.read())
     torch.set_num_threads(threads)
     quiet()
-    began = most()
+    began = peak_memory()
     model = artefact.load(folder)
     for start in range(0, len(texts), size):
         model.encode(texts[start : start + size], max_length=max_length)
-    sys.stdout.write(f"{most() - began:.1f}\n")
+    sys.stdout.write(f"{peak_memory() - began:.1f}\n")
 
 
 if __name__ == "__main__":

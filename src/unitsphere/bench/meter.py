@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unitsphere.bench import memory
+from unitsphere import process
 from unitsphere.bench.peak import forward_flops, synchronized
 
 
@@ -85,10 +84,10 @@ def forget_peak() -> None:
     """From now on the peak memory is that from now on."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
+    else:
+        process.forget_peak()
 
 
 def peak() -> float:
     """MiB at most since `forget_peak`, of the GPU where there is one, else of the process."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else memory.most()
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process.peak_memory()

@@ -23,21 +23,17 @@ class Speed:
     """Medians over rounds.
 
     Attributes:
-        throughput: Texts a second in batches of `size`.
-        one_by_one: Texts a second, one at a time.
+        throughput: Texts a second in batches.
         p50, p99: Latency of one text, in milliseconds.
         times: Throughput over the baseline's, the median of the ratios within a round.
         times_one: The same, one at a time.
-        size: Texts a batch.
     """
 
     throughput: float
-    one_by_one: float
     p50: float
     p99: float
     times: float
     times_one: float
-    size: int
 
 
 def compare(
@@ -83,12 +79,10 @@ def compare(
         sums, base_sums = (np.array([sum(turn) for turn in t.alone]) for t in (mine, theirs))
         speeds[name] = Speed(
             throughput=len(texts) / float(np.median(mine.batches)),
-            one_by_one=alone / float(np.median(sums)),
             p50=float(np.quantile(every, 0.5)),
             p99=float(np.quantile(every, 0.99)),
             times=float(np.median(np.divide(theirs.batches, mine.batches))),
             times_one=float(np.median(base_sums / sums)),
-            size=size,
         )
         tell(f"{name}: {speeds[name].throughput:,.0f} texts/s, {speeds[name].times:.2f} times {baseline}")
         del model

@@ -28,7 +28,7 @@ from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
 from unitsphere.evaluation.score import remarks, score, scores_nothing
 from unitsphere.evaluation.stored import remembered
-from unitsphere.process import leave, quiet
+from unitsphere.process import forget_peak, leave, peak_memory, quiet
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
 from unitsphere.training.module import EmbeddingModule
@@ -57,6 +57,7 @@ def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -
         Pruned: A sweeper has given the run up.
     """
     quiet()
+    forget_peak()
     began = time.monotonic()
     run.note(**provenance(), status="running", seed=config.seed, threads=config.trainer.threads)
     try:
@@ -69,7 +70,7 @@ def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -
         raise
     if not run.writes:
         leave()
-    run.note(status="done", error=None, wall_seconds=round(time.monotonic() - began, 1), peak_memory_gib=_peak_memory())
+    run.note(status="done", error=None, wall_seconds=round(time.monotonic() - began, 1), peak_memory_gib=_peak_gib())
     return metrics
 
 
@@ -262,10 +263,9 @@ def _of_training(batches: Batches) -> dict[tuple[str, int], tuple[int, int]]:
     return {("all columns", batches.max_length): batches.truncated}
 
 
-def _peak_memory() -> float | None:
-    """Largest resident memory of this process so far, in GiB; None where the system does not tell."""
+def _peak_gib() -> float | None:
+    """The run's largest resident memory; None where the system does not tell."""
     try:
-        import resource
+        return round(peak_memory() / 1024, 2)
     except ImportError:
         return None
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
