@@ -40,8 +40,8 @@ def model(dropout=0.1, seed=0, normalize=True, **options):
     return Embedder(encoder, MeanPooling(encoder.dim), normalize=normalize).train()
 
 
-def batch_of_texts(n=6, negatives=(0, 0, 4), seed=0, words=("sort", "tree", "graph", "array", "find")):
-    """N rows of made-up texts, tokenised by the tiny encoder."""
+def batch_of_texts(n=6, negatives=(0, 0, 4), seed=0, words=("sort", "tree", "graph", "array", "find"), equal=None):
+    """N rows of made-up texts, tokenised by the tiny encoder. equal={"anchor": (0, 5)}: anchor 5 is anchor 0 again."""
     generator, tokenize = np.random.default_rng(seed), tiny().tokenize
 
     def some(k):
@@ -52,6 +52,8 @@ def batch_of_texts(n=6, negatives=(0, 0, 4), seed=0, words=("sort", "tree", "gra
     for column, of_column in texts.items():
         ids[column] = torch.arange(start, start + len(of_column))
         start += len(of_column)
+    for column, (first, again) in (equal or {}).items():
+        texts[column][again], ids[column][again] = texts[column][first], ids[column][first]
     return Batch(
         tokens={c: [Text(i) for i in tokenize(t)] if t else [] for c, t in texts.items()},
         text_ids=ids,

@@ -10,7 +10,6 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from making import model
 from unitsphere.losses.infonce import InfoNCE
-from unitsphere.losses.simcse import SimCSE
 from unitsphere.training.gather import gather
 from unitsphere.training.sharding import shard, whole
 from unitsphere.types import Batch, Embeddings
@@ -38,31 +37,6 @@ def made(rows, weight):
 
 def start_weight():
     return (torch.arange(D * D).float().reshape(D, D).sin()).requires_grad_()
-
-
-def worker(rank, port, loss, results):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    weight = start_weight()
-    total = loss(gather(made([[0, 1, 2], [3, 4, 5]][rank], weight))).total
-    total.backward()
-    dist.all_reduce(weight.grad)
-    results[rank] = (total.item(), (weight.grad / 2).tolist())  # DDP takes the mean over ranks
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", [InfoNCE(hard_negative_weight=0.7), InfoNCE(symmetric=True), SimCSE()])
-def test_two_ranks_have_the_gradient_of_one(loss):
-    weight = start_weight()
-    whole = loss(made(list(range(N)), weight)).total
-    whole.backward()
-    results = mp.get_context("spawn").Manager().dict()
-    mp.spawn(worker, args=(29500 + os.getpid() % 1000, loss, results), nprocs=2)
-    for rank in range(2):
-        total, gradient = results[rank]
-        assert total == pytest.approx(whole.item(), abs=1e-5)
-        torch.testing.assert_close(torch.tensor(gradient), weight.grad, atol=1e-5, rtol=0)
 
 
 def test_one_process_is_left_alone():

@@ -103,7 +103,6 @@ def test_simcse_leaves_equal_texts_out_of_the_negatives():
 def test_logits_are_fp32_under_autocast():
     e = made()
     with torch.autocast("cpu", torch.bfloat16):
-        assert float(InfoNCE()(e).total) == float(InfoNCE()(e).total.float())
         assert InfoNCE()(e).total.dtype == torch.float32
         inside = InfoNCE()(e).total
     torch.testing.assert_close(inside, InfoNCE()(e).total, rtol=0, atol=0)

@@ -276,12 +276,16 @@ def test_the_alarm_rings_on_a_collapsed_space_only():
     class Stub:
         global_step = 0
 
-    trainer, alarm = Stub(), CollapseAlarm(threshold=0.9, patience=2, every=1)
-    for cosine in (0.95, 0.5, 0.95):
-        trainer.callback_metrics = {"train/mean_cosine": cosine}
+    trainer, alarm = Stub(), CollapseAlarm(threshold=0.9, patience=2, every=2)
+
+    def see(step, cosine):
+        trainer.global_step, trainer.callback_metrics = step, {"train/mean_cosine": cosine}
         alarm.on_train_batch_end(trainer, None, None, None, 0)
+
+    for step, cosine in ((0, 0.95), (2, 0.95), (2, 0.95), (3, 0.95), (4, 0.5), (5, 0.95), (6, 0.95), (7, 0.95)):
+        see(step, cosine)  # one look in a row at most: step 2 comes twice where gradients are added up
     with pytest.warns(UserWarning, match="COLLAPSE"):
-        alarm.on_train_batch_end(trainer, None, None, None, 0)
+        see(8, 0.95)
 
 
 def test_selection_refuses_nonsense():

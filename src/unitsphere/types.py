@@ -1,4 +1,4 @@
-"""The records that pass between encoder, pooling, loss, data and evaluation, and the contracts of those five.
+"""The records that pass between encoder, pooling, loss, data and evaluation, and the contracts of the last four.
 
 Frozen dataclasses without logic, and Protocols. B is a number of texts, T of tokens, D a width.
 """
@@ -130,17 +130,6 @@ class Result:
     primary: str
     items: Mapping[str, pd.DataFrame]
     protocol: Mapping[str, Any]
-
-
-class Encoder(Protocol):
-    """Tokens to token states. `dim` is the width D, `max_length` the longest input in tokens."""
-
-    dim: int
-    max_length: int
-    tokenizer: Any
-    model: Any
-
-    def __call__(self, tokens: Tokens, layers: bool = False) -> TokenStates: ...
 
 
 class Pooler(Protocol):

@@ -16,6 +16,7 @@ from unitsphere.encoders.attention import attend_fast
 from unitsphere.encoders.inference import infer_fast, side_by_side
 from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.reader import longest_first, pass_tokens
+from unitsphere.encoders.transformer import longest_input
 from unitsphere.errors import UsageError
 
 CHUNK = 8192
@@ -50,7 +51,7 @@ class CrossEncoder:
         attend_fast(model)
         infer_fast(model)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.max_length = min(max_length, self.tokenizer.model_max_length)
+        self.max_length = min(max_length, longest_input(model.config, self.tokenizer))
         self.batch_tokens = batch_tokens or pass_tokens(self.model.device)
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:

@@ -28,6 +28,8 @@ from unitsphere.encoders.reader import Reader
 from unitsphere.errors import UsageError
 from unitsphere.types import Tokens, TokenStates
 
+DROPOUTS = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # how names of dropout probabilities end
+
 
 class TransformerEncoder(nn.Module, Reader):
     """A transformers model with its tokenizer.
@@ -141,7 +143,7 @@ def transformer(
         add_fake_quant(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    limit = _limit(config, tokenizer)
+    limit = longest_input(config, tokenizer)
     encoder = TransformerEncoder(model, tokenizer, min(max_length or _customary(folder) or limit, limit))
     encoder.source = source
     return encoder
@@ -160,9 +162,12 @@ def _why(path: str, folder: Path | None, error: Exception) -> str:
 def _set_dropout(config: Any, p: float) -> None:
     if not 0 <= p < 1:
         raise UsageError(f"encoder.dropout={p}: a probability in [0, 1) would fit.")
-    for name, value in config.to_dict().items():
-        if isinstance(value, float | int) and name.endswith(("dropout", "dropout_prob")) and "classifier" not in name:
-            setattr(config, name, p)
+    numbers = [name for name, value in config.to_dict().items() if isinstance(value, float | int)]
+    names = [name for name in numbers if name.endswith(DROPOUTS) and "classifier" not in name]
+    if p and not names:
+        raise UsageError(f"encoder.dropout={p}: a {config.model_type} model has no dropout.")
+    for name in names:
+        setattr(config, name, p)
 
 
 def _append_eos(tokenizer: Any) -> None:
@@ -179,8 +184,8 @@ def _append_eos(tokenizer: Any) -> None:
     backend.post_processor = processors.Sequence([before, end]) if before is not None else end
 
 
-def _limit(config: Any, tokenizer: Any) -> int:
-    """The longest input that the model can read."""
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """In tokens, what positions and tokenizer allow, and 32,768 at most."""
     limits = [tokenizer.model_max_length, 32768]
     positions = getattr(config, "max_position_embeddings", None)
     if positions and positions > 0:

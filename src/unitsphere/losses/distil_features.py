@@ -28,7 +28,7 @@ class Features(Loss):
             teacher's layers at equal distances, the last with the last.
 
     Raises:
-        UsageError: A layer that is not there, or another vocabulary.
+        UsageError: A layer that is not there, another vocabulary, or a teacher that is no torch model.
     """
 
     needs = ("anchor",)
@@ -41,7 +41,11 @@ class Features(Loss):
         self.make, self.layers = teacher, layers
 
     def attach(self, embedder: Any) -> None:
-        student, teacher = embedder.encoder, self.make().encoder
+        made = self.make()
+        if not isinstance(made, nn.Module):
+            raise UsageError(f"loss.teacher.path: a {type(made).__name__} shows no layers; loss=distil_mse takes it.")
+        student: Any = embedder.encoder
+        teacher: Any = made.encoder
         if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
             raise UsageError(
                 "feature distillation needs a teacher with the student's vocabulary; use distil_relational"

@@ -34,6 +34,7 @@ class Sum(Loss):
         self.optional = tuple(dict.fromkeys(column for term in terms.values() for column in term.optional))
         self.any_width = all(term.any_width for term in terms.values())
         self.views = max(term.views for term in terms.values())
+        self.embeds = all(term.embeds for term in terms.values())
 
     def attach(self, embedder: Any) -> None:
         for term in self.terms.values():

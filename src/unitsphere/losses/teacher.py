@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unitsphere import paths
 
@@ -61,11 +61,12 @@ def embedding_teacher(embedder: Any, device: torch.device, max_length: int | Non
     """A teacher that answers texts (role, text) with an embedder's vectors.
 
     Args:
-        embedder: Frozen here and moved to `device`.
-        device: Where it computes.
+        embedder: Any `Model`. One of torch's is frozen here and moved to `device`.
+        device: Where it computes, and where the answers go.
         max_length: Tokens it reads of a text; None is its limit.
     """
-    embedder.requires_grad_(False).to(device).eval()
+    if isinstance(embedder, nn.Module):
+        embedder.requires_grad_(False).to(device).eval()
 
     def answer(questions: list[tuple[str, str]]) -> np.ndarray:
         out = np.empty((len(questions), embedder.dim), dtype=np.float32)

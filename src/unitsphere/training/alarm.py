@@ -21,16 +21,18 @@ class CollapseAlarm(pl.Callback):
         if not 0 < threshold < 1:
             raise UsageError(f"callbacks.collapse.threshold={threshold}: a cosine in (0, 1) would fit.")
         self.threshold, self.patience, self.every = threshold, patience, every
-        self.over = 0
+        self.over = self.last_seen = 0
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step % self.every:
+        step = trainer.global_step
+        if step == self.last_seen or step % self.every:  # no optimiser step was made, or no look is due
             return
+        self.last_seen = step
         cosine = float(trainer.callback_metrics.get("train/mean_cosine", 0.0))
         self.over = self.over + 1 if cosine > self.threshold else 0
         if self.over == self.patience:
             warnings.warn(
-                f"COLLAPSE: at step {trainer.global_step} different texts have a mean cosine of {cosine:.3f} "
+                f"COLLAPSE: at step {step} different texts have a mean cosine of {cosine:.3f} "
                 f"(over {self.threshold} at {self.patience} looks in a row). Lower optim.lr or "
                 "loss.temperature, or check that anchors and positives differ between rows.",
                 stacklevel=2,

@@ -56,8 +56,8 @@ class Remine(pl.Callback):
         self._mined_at = -1
 
     def on_train_start(self, trainer: pl.Trainer, module: Any) -> None:
-        step = trainer.global_step
-        file = self._file(trainer, step // self.every * self.every)
+        self._mined_at = trainer.global_step // self.every * self.every
+        file = self._file(trainer, self._mined_at)
         if file.exists():  # the run was cut since
             mined = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
             _batches(trainer).set_negatives(dict(mined))
