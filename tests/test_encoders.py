@@ -1,9 +1,12 @@
 """What an encoder can be besides a checkpoint: a cut, low-rank adapted, bidirectional, from scratch; and prompts."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -11,6 +14,8 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertModel,
+    GPT2Config,
+    GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -103,6 +108,26 @@ def test_a_cut_decoder_has_its_layers_renumbered(llama, tmp_path):
     before = saved(cut, MeanPooling, tmp_path / "saved").encode(TEXTS)
     np.testing.assert_allclose(artefact.load(tmp_path / "saved").encode(TEXTS), before, atol=1e-6)
     assert not cut.model.config.use_cache
+
+
+def test_dropout_is_that_of_every_layer_whatever_an_architecture_calls_it(tmp_path):
+    kinds: list[Any] = [
+        (GPT2Model, GPT2Config(vocab_size=200, n_embd=32, n_layer=1, n_head=2, n_positions=64), 3),
+        (DistilBertModel, DistilBertConfig(vocab_size=200, dim=32, n_layers=1, n_heads=4, hidden_dim=64), 3),
+    ]
+    for kind, config, least in kinds:
+        folder = tmp_path / config.model_type
+        kind(config).save_pretrained(folder)
+        tiny().tokenizer.save_pretrained(folder)
+        found = [m.p for m in transformer(str(folder), dropout=0.3).model.modules() if isinstance(m, nn.Dropout)]
+        assert len(found) >= least and {*found} == {0.3}
+
+
+def test_a_model_without_dropout_says_so(llama, monkeypatch):
+    monkeypatch.setattr("unitsphere.encoders.transformer.DROPOUTS", ("nothing",))
+    with pytest.raises(UsageError, match=r"encoder\.dropout=0\.1: a llama model has no dropout"):
+        transformer(str(llama), dropout=0.1)
+    transformer(str(llama), dropout=0)
 
 
 def test_wrong_encoder_settings_are_refused(bert):
@@ -226,5 +251,7 @@ def test_a_cross_encoder_scores_pairs(tmp_path):
     alone = np.concatenate([scorer([pair]) for pair in pairs])
     np.testing.assert_allclose(scorer(pairs), alone, atol=1e-5)
     assert scorer(pairs).shape == (3, 1)
+    assert scorer.max_length == config.max_position_embeddings < 256  # the tokenizer's own limit may be none
+    assert np.isfinite(scorer([("a " * 300, "b " * 300)])).all()
     with pytest.raises(UsageError, match="no cross-encoder"):
         CrossEncoder(str(tmp_path / "nothing"))

@@ -21,6 +21,7 @@ from unitsphere.losses.masking import Masking
 from unitsphere.losses.mlm import MaskedLM, logits_at
 from unitsphere.losses.rtd import ReplacedTokenDetection
 from unitsphere.losses.teacher import Teacher
+from unitsphere.tracing import as_graph
 from unitsphere.types import Tokens
 
 
@@ -397,6 +398,18 @@ def test_words_without_special_tokens_around_them_are_masked_too():
     torch.manual_seed(0)
     share = sum(masking(tokens)[1].float().mean().item() for _ in range(200)) / 200
     assert share == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_compressed_teacher_answers_but_shows_no_layers(tmp_path):
+    embedder, batch = model(), batch_of_texts()
+    graph = as_graph(teacher_of()(), tmp_path)
+    out, wanted = (
+        loss(encoded(embedder, batch, loss)).total
+        for loss in (attached(Response(teacher), embedder) for teacher in (lambda: graph, teacher_of()))
+    )
+    torch.testing.assert_close(out, wanted, atol=1e-6, rtol=1e-5)
+    with pytest.raises(UsageError, match="a GraphModel shows no layers"):
+        Features(lambda: graph).attach(embedder)
 
 
 def test_a_teacher_with_other_settings_does_not_share_answers():

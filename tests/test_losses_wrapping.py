@@ -5,8 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conftest import composed
 from making import CPU, batch_of_texts, encoded, model, vectors
+from unitsphere import paths
+from unitsphere.encoders.pair_scorer import PairScorer
 from unitsphere.errors import UsageError
+from unitsphere.losses.cross_encoder import RankedPairs
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.margin_mse import MarginMSE
 from unitsphere.losses.matryoshka import Matryoshka
@@ -26,8 +30,18 @@ def test_a_sum_adds_its_terms_by_weight():
         and loss.views == 2
         and loss.needs == ("anchor", "positive")
     )
+    assert loss.embeds and not Sum({"a": InfoNCE(), "b": RankedPairs(PairScorer)}).embeds
     with pytest.raises(UsageError, match="no term 'c'"):
         Sum({"a": InfoNCE()}, {"c": 1.0})
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((paths.conf() / "loss").glob("*.yaml"))])
+def test_every_loss_composes_inside_another(name):
+    teacher = {"distil_features": "loss.inner.terms.features.teacher.path=/t"}.get(name, "loss.inner.teacher.path=/t")
+    given = [teacher] if name.startswith(("distil", "margin")) else []
+    inner = composed("loss=l2sp", f"loss@loss.inner={name}", *given).loss.inner
+    if name == "distil_features":
+        assert inner.terms.response.teacher.path == "/t"
 
 
 def test_matryoshka_equals_sentence_transformers():

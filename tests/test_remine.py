@@ -11,6 +11,7 @@ from conftest import composed
 from unitsphere.cli.train import start
 from unitsphere.errors import UsageError
 from unitsphere.search.dense import unit
+from unitsphere.training.remine import Remine
 from unitsphere.training.run import train
 
 
@@ -90,6 +91,31 @@ def test_a_run_that_was_cut_at_a_mining_or_between_two_goes_on_with_the_same_num
     with pytest.raises(RuntimeError, match="cut"):
         train(cut.config, cut, [Watch(stop)])
     assert train(cut.config, cut) == done.metrics
+
+
+def test_a_run_that_goes_on_with_what_was_mined_does_not_mine_it_again(tmp_path, monkeypatch):
+    """Where gradients are added up, several batches end at the step that it was cut at."""
+
+    class Stub:
+        global_step, default_root_dir, estimated_stepping_batches = 4, tmp_path, 10
+
+    class Rows:
+        given = None
+
+        def set_negatives(self, mined):
+            self.given = mined
+
+    callback, trainer = Remine({}, {}, every=4), Stub()
+    trainer.train_dataloader = Rows()
+    (tmp_path / "mined").mkdir()
+    (tmp_path / "mined" / "step_4.jsonl").write_text('[7, ["a"]]\n')
+    mined_at = []
+    monkeypatch.setattr(callback, "_mine", lambda trainer, module: mined_at.append(trainer.global_step))
+    callback.on_train_start(trainer, None)
+    for step in (4, 4, 5, 8):
+        trainer.global_step = step
+        callback.on_train_batch_end(trainer, None, None, None, 0)
+    assert trainer.train_dataloader.given == {7: ["a"]} and mined_at == [8]
 
 
 def test_a_loss_without_negatives_says_so(whole):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,7 @@ from unitsphere.errors import UsageError
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.report.records import read
 from unitsphere.runs import Run
+from unitsphere.training import trainer as training
 from unitsphere.training.alarm import CollapseAlarm
 from unitsphere.training.optim import AdamW, PagedAdamW8bit, parameter_groups
 from unitsphere.training.run import check_needs, train
@@ -298,6 +300,15 @@ def test_selection_refuses_nonsense():
 def test_tensorboard_is_written_beside_the_curves(pairs, tmp_path):
     run = run_here(pairs, tmp_path, "logger=tensorboard", "trainer.max_steps=2", "trainer.log_every_n_steps=1")
     assert list(run.folder.glob("**/events.*")) and (run.folder / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32-true"])
+def test_a_processor_without_bfloat16_is_named(precision, monkeypatch):
+    monkeypatch.setattr(training, "BF16", False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        training.Trainer(threads=1, chunks=1, accelerator="cpu", precision=precision, logger=False)
+    assert any("no bfloat16 arithmetic" in str(one.message) for one in said) == precision.startswith("bf16")
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed"])

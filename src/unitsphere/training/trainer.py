@@ -1,11 +1,14 @@
 """Lightning's Trainer with the settings that decide whether two runs give equal numbers made explicit."""
 
+import warnings
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.accelerators import CPUAccelerator
 
+from unitsphere.encoders.attention import BF16
 from unitsphere.errors import UsageError
 from unitsphere.process import cpu_threads
 
@@ -27,6 +30,12 @@ class Trainer(pl.Trainer):
             raise UsageError(f"trainer: chunks={chunks} and cache_tokens={cache_tokens} must be 1 or more (or null).")
         self.chunks, self.packed, self.cache_tokens = chunks, packed, cache_tokens
         super().__init__(**kwargs)
+        if str(self.precision).startswith("bf16") and isinstance(self.accelerator, CPUAccelerator) and not BF16:
+            warnings.warn(
+                f"trainer.precision={self.precision}: this processor has no bfloat16 arithmetic, so a step takes many "
+                "times as long as with 32-true.",
+                stacklevel=2,
+            )
 
 
 def make_concrete(config: DictConfig, at_once: int = 1) -> None:
