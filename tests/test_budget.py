@@ -90,7 +90,7 @@ def test_nothing_finished_is_said():
 
 
 def test_queries_with_instructions_of_their_own():
-    instructions = {f"query {i}": "find: " for i in range(0, 40, 2)}
+    instructions = {("query", f"query {i}"): "find: " for i in range(0, 40, 2)}
     result = scored([Retrieval("test", made(instructions=instructions))], 40)
     done = result.protocol["made"]["queries"]
     assert 0 < done < 40 and len(result.items["made"]) == done

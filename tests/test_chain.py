@@ -31,3 +31,12 @@ def test_a_preparation_for_all_stages_stands_before_what_was_mined(tmp_path, mon
     assert steps.mined.path == f"{tmp_path}/negatives/negatives.jsonl" and steps.mined.count == 3
     _, verb, *mine = chain.command("negatives", stages["negatives"], folder, {s: tmp_path / s for s in stages})[2:]
     assert verb == "mine" and list(composed(*mine, root="mine").preparation) == ["exact_duplicates", "whitespace"]
+
+
+@pytest.mark.parametrize("place", ["用户", "a (1), b", "it's [x]~#&=", "plain"])
+def test_a_stage_may_lie_in_any_folder(tmp_path, place):
+    folder = tmp_path / place
+    stages = {"mlm": ["loss=mlm"], "last": ["loss=infonce", "init={mlm}", "encoder=hub"]}
+    made = chain.command("last", stages["last"], folder, {"mlm": folder / "mlm" / "s1"})
+    config = composed(*made[4:-1])
+    assert (config.outputs, config.init) == (str(folder), str(folder / "mlm" / "s1"))

@@ -362,7 +362,7 @@ def test_the_worst_of_every_kind_are_shown(others, tmp_path, capsys, monkeypatch
 def test_instructions_are_not_lost(evaluations, tmp_path, monkeypatch, capsys):
     folder, a, b = evaluations
     of = beir.read(str(folder / "words"), "test")
-    instructed = replace(of, instructions=dict.fromkeys(of.queries.values(), "find: "))
+    instructed = replace(of, instructions={("query", text): "find: " for text in of.queries.values()})
     monkeypatch.setattr(verb, "_sets", lambda *_: [instructed])
     verb.main([a, b, "worst=2", "metric=words/*"])
     assert "looks for, rank" in capsys.readouterr().out

@@ -11,9 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from conftest import command, composed
 from unitsphere import paths
+from unitsphere.build import build
 from unitsphere.cli.chain import verb
 from unitsphere.cli.help import first_comment, page
 from unitsphere.compression.step import check_chain
+from unitsphere.errors import UsageError
 
 CHAINS = sorted((paths.conf() / "chain").glob("*.yaml"))
 OPTIONS = sorted(f for f in paths.conf().glob("*/*.yaml") if f not in CHAINS)  # not those of Hydra's own groups
@@ -138,6 +140,16 @@ def test_an_experiment_wins_over_defaults_and_loses_to_the_command_line(tmp_path
     config = composed("experiment=simcse_bert_unsup")
     assert config.data.batch_size == 64 and config.trainer.max_epochs == 1 and config.pooling.train_only
     assert composed("experiment=simcse_bert_unsup", "data.batch_size=8").data.batch_size == 8
+
+
+def test_the_control_of_the_matryoshka_experiment_composes_and_builds():
+    given = ["experiment=matryoshka_mpnet", "data.path=x.csv", "loss=infonce", "~loss.dims"]
+    assert type(build(composed(*given).loss)).__name__ == "InfoNCE"
+
+
+def test_a_key_that_nothing_takes_is_named():
+    with pytest.raises(UsageError, match=r"SimCSE: got an unexpected keyword argument 'foo'; it takes temperature, "):
+        build(composed("loss=simcse", "+loss.foo=1").loss)
 
 
 def test_help_names_every_group_option_and_key():

@@ -5,6 +5,7 @@ import gzip
 import json
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -20,6 +21,7 @@ from unitsphere.data.table import Table
 from unitsphere.data.tokens import tokenize
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
+from unitsphere.evaluation.retrieval import vectors
 
 PAIR = {"anchor": "anchor", "positive": "positive"}
 ROWS = [{"anchor": f"question {i}", "positive": f"answer {i}"} for i in range(40)]
@@ -91,6 +93,7 @@ def test_columns_by_number_where_there_is_no_header(tmp_path):
             "row 1: half of a surrogate pair, which is no character",
         ),
         ("csv", "anchor,positive\na,b\na\n", "row 3: 2 columns expected, found 1"),
+        ("csv", f"anchor,positive\na,{'b' * 200_000}\na\n", "row 3: 2 columns expected, found 1"),
         (
             "csv",
             "question,positive\na,b\n",
@@ -117,6 +120,27 @@ def test_not_utf8_and_missing_files(tmp_path):
         Table(str(tmp_path / "nothing.jsonl"), PAIR).load()
     with pytest.raises(UsageError, match=r"data.path is not set"):
         Table(None, PAIR)
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "-Infinity", "high", ""])
+def test_a_score_is_a_finite_number(tmp_path, score):
+    (tmp_path / "rows.csv").write_text(f"anchor,positive,score\na,b,{score}\n")
+    with pytest.raises(UsageError, match="row 2: column 'score' should hold a number, found"):
+        Table(str(tmp_path / "rows.csv"), PAIR | {"score": "score"}).load()
+
+
+def test_a_text_may_be_a_query_and_a_document_with_two_instructions():
+    given = {"anchor_instruction": ["Q: "] * 2, "positive_instruction": ["D: "] * 2}
+    both = Rows(anchor=["a", "b"], positive=["b", "a"], **given).retrieval("both")
+    asked = []
+
+    def embed(texts, role, max_length=None, prompt=None):
+        asked.append((role, prompt, sorted(texts)))
+        return np.eye(len(texts), 3)
+
+    for role in ("query", "document"):
+        vectors(embed, ["a", "b"], role, both)
+    assert asked == [("query", "Q: ", ["a", "b"]), ("document", "D: ", ["a", "b"])]
 
 
 def test_bad_rows_are_skipped_and_counted_on_demand(tmp_path):
@@ -393,8 +417,7 @@ def test_a_mixture_keeps_tasks_instructions_and_the_first_ones_queries(tmp_path)
         assert rows.anchor_instruction[i] == ("query: " if rows.task[i] == "two" else None)
         assert rows.positive_instruction[i] is None
     first = Mixture(sources, PAIR, instructions={"one": {"anchor": "query: "}}).splits.dev
-    assert {first.instructions.get(text) for text in first.queries.values()} == {"query: "}
-    assert not {*first.instructions} & {*first.corpus.values()}
+    assert first.instructions == {("query", text): "query: " for text in first.queries.values()}
     with pytest.raises(UsageError, match="no side 'query'"):
         Mixture(sources, PAIR, instructions={"two": {"query": "query: "}})
     with pytest.raises(UsageError, match="no source 'three'"):
@@ -412,7 +435,7 @@ def test_held_out_queries_keep_their_instructions(tmp_path):
     file = tmp_path / "records.jsonl"
     file.write_text("".join(json.dumps({"i": f"Find {n}.", "q": f"q{n}", "p": f"p{n}"}) + "\n" for n in range(40)))
     dev = Table(str(file), {"anchor": "q", "positive": "p", "anchor_instruction": "i"}).splits.dev
-    assert dev.instructions == {f"q{t[1:]}": f"Find {t[1:]}. " for t in dev.queries.values()}
+    assert dev.instructions == {("query", t): f"Find {t[1:]}. " for t in dev.queries.values()}
 
 
 def test_scored_pairs_have_the_dev_and_test_files_they_are_given(tmp_path):

@@ -6,6 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import chisquare
 
 from conftest import command, composed
 from unitsphere.cli.mine import mine
@@ -16,7 +17,7 @@ from unitsphere.mining import audit
 from unitsphere.mining.candidates import Found, Places, with_positives
 from unitsphere.mining.filters import CrossEncoderMargin, Margin, NearDuplicates
 from unitsphere.mining.miner import Miner
-from unitsphere.mining.sources import Dense, Lexical, Random
+from unitsphere.mining.sources import Dense, Lexical, Random, drawn
 from unitsphere.search.dense import Approximate, Exact, search, unit
 from unitsphere.search.vectors import VectorFile
 from unitsphere.similar import Near
@@ -100,6 +101,16 @@ def test_a_random_pick_is_a_function_of_its_seed_and_keeps_to_what_is_allowed(tm
 
     assert picked(1) == picked(1) != picked(2)
     assert all(2 <= n.rank <= 9 for negatives in picked(1) for n in negatives)
+
+
+@pytest.mark.parametrize("count", [40, 5000])
+def test_random_negatives_do_not_depend_on_how_deep_others_look(count):
+    seen = {k: drawn(np.random.default_rng(1), count, k).tolist() for k in (1, 7, 30, 40)}
+    for k, rows in seen.items():
+        assert rows == seen[40][:k] and len({*rows}) == k and max(rows) < count
+    assert sorted(seen[40]) == list(range(40)) or count > 40
+    every = np.bincount([drawn(np.random.default_rng(i), 40, 1)[0] for i in range(4000)], minlength=40)
+    assert chisquare(every).pvalue > 0.001
 
 
 def found(scores, positive, queries=None, documents=None, rows=None, labelled=None):
@@ -326,6 +337,9 @@ def test_mined_negatives_join_the_rows_of_their_anchor(tmp_path):
     made, origins = Mined(str(file))(rows, np.random.default_rng(0))
     assert made.negative == [["own", "n1", "n2"], [], ["n1", "n2"]] and list(origins) == [0, 1, 2]
     assert Mined(str(file), count=1)(Rows(anchor=["a"]), np.random.default_rng(0))[0].negative == [["n1"]]
+    more = [*lines, {"anchor": "a", "negative": ["n2", "n3"]}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in more))
+    assert Mined(str(file))(Rows(anchor=["a"]), np.random.default_rng(0))[0].negative == [["n1", "n2", "n3"]]
     file.write_text(json.dumps({"anchor": "a", "negative": ["own", "m1", "m2"], "mined": [{}, {}]}) + "\n")
     made, _ = Mined(str(file), count=1)(rows, np.random.default_rng(0))
     assert made.negative == [["own", "m1"], [], ["m1"]]  # the file's own negatives are the row's already

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -75,6 +76,10 @@ def test_two_processes_may_write_the_same(tmp_path):
         on_disk.write(fast, [["a"]])
         fast.rename(folder)
     assert list(on_disk.Lines(folder)) == [["a"]] and {f.name for f in tmp_path.iterdir()} == {"rows"}
+    (tmp_path / f"more.{os.getpid()}.writing").mkdir()  # left by a process that was killed and had this number
+    with on_disk.making(tmp_path / "more") as work:
+        on_disk.write(work, [["b"]])
+    assert list(on_disk.Lines(tmp_path / "more")) == [["b"]]
     assert np.asarray(on_disk.Lines(folder).starts).tolist() == [0, 6]
 
 

@@ -14,7 +14,7 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 from made_runs import made
 from unitsphere.cli import report
 from unitsphere.errors import UsageError
-from unitsphere.evaluation.geometry import Geometry, hardest
+from unitsphere.evaluation.geometry import Geometry, cosines, hardest
 from unitsphere.evaluation.map import Map, clustered
 from unitsphere.evaluation.score import score
 from unitsphere.report import html, pictures, run_page, sweep_page
@@ -123,6 +123,11 @@ def test_the_hardest_other_is_the_nearest_that_is_not_relevant():
     expected = [max(float(q[i] @ d[j]) for j in range(9) if j not in (i, i // 2)) for i in range(9)]
     np.testing.assert_allclose(found["cosine"], expected)
     assert set(found["kind"]) == {"hardest other"} and len(hardest(q[:1], d[:1], grades[:1], ["d0"])) == 0
+    shared = [{f"d{i}": 1, f"d{(i + 1) % 9}": i % 2} for i in range(9)]  # the next one's document is an odd one's, too
+    seen = cosines(q, d, shared, [f"d{i}" for i in range(9)])
+    others = [float(q[i] @ d[(i + 1) % 9]) for i in range(0, 9, 2)]
+    np.testing.assert_allclose(seen["cosine"][seen["kind"] == "other"], others)
+    np.testing.assert_allclose(seen["cosine"][seen["kind"] == "positive"], (q * d).sum(axis=1))
     table = Geometry("test", own())(embed).items["geometry-cosines"]
     assert table["kind"].value_counts().to_dict() == {"positive": 24, "other": 24, "hardest other": 24}
 

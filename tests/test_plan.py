@@ -37,6 +37,9 @@ def test_training_is_scaled_by_its_rows_and_the_rest_is_not(tmp_path):
     cost = costs.estimate(config("trainer.max_steps=50", "seed=9"), CHOICES, past)
     assert cost.seconds == pytest.approx(40 + 60 * 5) and cost.memory == 2.0
     assert cost.basis == "a, equal but for seed and steps"
+    known(tmp_path / "other", "a", config("trainer.max_steps=10"), wall=50, training=10, train_steps=2)  # resumed at 8
+    resumed = costs.past(tmp_path / "other")
+    assert costs.estimate(config("trainer.max_steps=50"), CHOICES, resumed).seconds == pytest.approx(40 + 5 * 50)
     twice = costs.estimate(config("trainer.max_steps=10", "data.batch_size=32"), CHOICES, past)
     assert twice.seconds == pytest.approx(40 + 60 * 2) and "1 settings apart" in twice.basis
 

@@ -14,6 +14,7 @@ from unitsphere.errors import UsageError
 from unitsphere.evaluation import noise
 from unitsphere.evaluation.retrieval import Retrieval
 from unitsphere.evaluation.robustness import Robustness
+from unitsphere.evaluation.sts import STS
 from unitsphere.types import RetrievalSet
 
 ENGLISH = "The quick brown fox, however lazy, jumps over 12 dogs!"
@@ -142,6 +143,20 @@ def test_losses_are_clean_minus_noisy(words_set):
     assert ("query", "APPLE") in seen and not any(text.isupper() for role, text in seen if role == "document")
     assert result.protocol["words_upper"]["settings"] == "casing to=upper"
     assert result.items["words_upper"]["mrr@10"].mean() == pytest.approx(result.metrics["words_upper/mrr@10"])
+
+
+def test_both_sentences_of_sts_are_noisy(tmp_path):
+    rows = [{"sentence1": f"some words {i}", "sentence2": f"other words {i * i}", "score": i} for i in range(9)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks: dict = {"tests": {"mine": "pairs.jsonl"}, "dev": {"simcse": {}}, "hub": {}, "path": str(tmp_path)}
+    seen: set[str] = set()
+
+    def recording(texts, role, max_length=None, prompt=None):
+        seen.update(texts)
+        return bag(texts, role)
+
+    Robustness("test", None, partial(STS, **tasks), {"upper": partial(noise.casing, to="upper")})(recording)
+    assert {text.upper() for row in rows for text in (row["sentence1"], row["sentence2"])} <= seen
 
 
 def test_every_model_reads_the_same_noise(words_set):

@@ -79,6 +79,7 @@ def test_runs_written_to_a_csv_are_read_back_equal(tmp_path):
         "looks": [],
         "versions": {"torch": "2.10", "x": None},
         "git": {"commit": "12", "dirty": False},
+        "protocol": {"cqa.android": {"max.length": 7}},
     }
     metrics = {"test/a/b": 0.1 + 0.2, "test/a/c": float("nan")}
     record = Record(tmp_path / "run", info, settings, metrics)

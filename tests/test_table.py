@@ -78,6 +78,10 @@ def test_a_baseline_is_meant_however_a_number_is_typed(tmp_path):
     for typed in ("0.0", "0", "1e-4", "0.00010"):
         table = sheet(find([tmp_path]), rows=["loss.temperature"], baseline={"loss.temperature": typed})
         assert table.baseline == (f"{float(typed):g}",)
+    made(tmp_path, temperature=1_000_000)
+    for typed in ("1000000", "1e6"):
+        table = sheet(find([tmp_path]), rows=["loss.temperature"], baseline={"loss.temperature": typed})
+        assert table.baseline == ("1000000",)
 
 
 def test_less_is_better_where_it_is(grid):

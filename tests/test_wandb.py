@@ -121,6 +121,15 @@ def test_the_grid_is_that_of_the_file():
     assert lines[1][-2] == "seed=2"
 
 
+def test_a_long_value_is_whole(tmp_path):
+    prompt = "Represent this sentence, " * 9
+    node = {"method": "grid", "parameters": {"embedder.prompts.query": {"value": prompt}, "x": {"value": [*range(60)]}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(node))
+    ((*_, query, numbers),) = commands(tmp_path / "mine.yaml")
+    assert yaml.safe_load(query.partition("=")[2]) == prompt
+    assert yaml.safe_load(numbers.partition("=")[2]) == [*range(60)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

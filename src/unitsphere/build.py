@@ -24,10 +24,12 @@ def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
         call = instantiate(node, _convert_="all", _partial_=True)
     except InstantiationException as error:
         raise UsageError(" ".join(str(error).split("\n")[0].split())) from error
+    takes = inspect.signature(call.func)
     try:
-        inspect.signature(call).bind(**kwargs)
+        takes.bind(*call.args, **{**call.keywords, **kwargs})
     except TypeError as error:
-        raise UsageError(f"{node['_target_']}: {error}.") from error
+        known = ", ".join(name for name in takes.parameters if name not in kwargs)
+        raise UsageError(f"{node['_target_']}: {error}; it takes {known or 'nothing'}.") from error
     return call(**kwargs)
 
 

@@ -102,8 +102,11 @@ class Run:
         return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, seconds: float = 1) -> Iterator[None]:
         """Hold the folder while working in it; the system lets go of it however this process ends.
+
+        Args:
+            seconds: To wait for it: whoever reads `info` holds it for a moment, too.
 
         Raises:
             UsageError: Another process holds it.
@@ -112,14 +115,14 @@ class Run:
             yield
             return
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
+            with FileLock(self.folder / ".lock", timeout=seconds):
                 yield
         except Timeout:
             raise UsageError(f"{self.folder}: another process is working on this run.") from None
 
     def _held(self) -> bool:
         try:
-            with FileLock(self.folder / ".lock", timeout=0):
+            with FileLock(self.folder / ".lock", timeout=0.2):
                 return False
         except Timeout:
             return True

@@ -111,7 +111,8 @@ class RetrievalSet:
     queries: Mapping[str, str]  # query id -> text
     qrels: Mapping[str, Mapping[str, int]]  # query id -> document id -> grade
     max_length: int | None = None  # tokens kept of its texts; None is the encoder's limit
-    instructions: Mapping[str, str] = field(default_factory=dict)  # text -> put before it, not the role's prompt
+    # (role, text) -> what is put before it instead of the role's prompt
+    instructions: Mapping[tuple[str, str], str] = field(default_factory=dict)
     unanswerable: int = 0  # judged queries that were left out, as no document is relevant to them
 
 

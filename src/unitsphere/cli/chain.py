@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from unitsphere import paths
+from unitsphere.cli import hydra_app
 from unitsphere.cli.help import first_comment
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, stamped, write
@@ -120,10 +121,8 @@ def last_of_each_key(overrides: Sequence[str]) -> list[str]:
 
 def command(stage: str, overrides: Sequence[str], folder: Path, done: Mapping[str, Path]) -> list[str]:
     """The command of a stage; `{name}` in an override becomes the folder of that stage's run."""
-    filled = list(overrides)
-    for name, of_run in done.items():
-        filled = [o.replace(f"{{{name}}}", str(of_run)) for o in filled]
-    given = [*filled[verb(filled) != "train" :], f"outputs={folder}", f"name={stage}"]
+    filled = [hydra_app.filled(o, {name: str(of_run) for name, of_run in done.items()}) for o in overrides]
+    given = [*filled[verb(filled) != "train" :], hydra_app.quoted(f"outputs={folder}"), f"name={stage}"]
     return [sys.executable, "-m", "unitsphere", verb(filled), *given]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere import paths
+from unitsphere.cli import hydra_app
 from unitsphere.cli.chain import last_of_each_key
 from unitsphere.cli.rungs import Chain
 from unitsphere.errors import UsageError
@@ -109,10 +110,11 @@ class Work:
         artefact.save(model, start)
         original = str(paths.model(self.config.model) or self.config.model)
         length = "null" if context.max_length is None else str(context.max_length)
-        own = [o.replace("{original}", original).replace("{max_length}", length) for o in overrides]
-        fixed = [f"init={start}", f"seed={self.config.seed}", f"trainer.threads={self.config.threads}"]
+        own = [hydra_app.filled(o.replace("{max_length}", length), {"original": original}) for o in overrides]
+        fixed = [hydra_app.quoted(f"{key}={place}") for key, place in (("init", start), ("outputs", context.folder))]
+        fixed += [f"seed={self.config.seed}", f"trainer.threads={self.config.threads}", "name=recovery"]
         read = as_read(self.of_run, context.folder / "conf") if self.of_run is not None else []
-        given = [*read, *self.typed, *own, *fixed, f"outputs={context.folder}", "name=recovery"]
+        given = [*read, *self.typed, *own, *fixed]
         ended = subprocess.run([sys.executable, "-m", "unitsphere", "train", *last_of_each_key(given)])
         if ended.returncode:
             raise UsageError(f"the recovery in {context.folder} failed; what it said stands above")

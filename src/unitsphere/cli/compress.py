@@ -49,7 +49,8 @@ def after_training(run: Run) -> None:
         return
     typed: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "overrides.yaml"))
     own = [o for o in typed if o.lstrip("+~").startswith(("compression.", "calibration@", "index@"))]
-    fixed = [f"model={run.folder}", f"compression=[{','.join(steps)}]", f"outputs={run.folder}"]
+    fixed = [hydra_app.quoted(f"{key}={run.folder}") for key in ("model", "outputs")]
+    fixed.append(f"compression=[{','.join(steps)}]")
     settings = [f"seed={run.config.seed}", f"threads={run.config.trainer.threads}"]
     line = [sys.executable, "-m", "unitsphere", "compress", *fixed, *own, *settings]
     alone = {k: v for k, v in os.environ.items() if k not in OF_RANKS}

@@ -6,14 +6,14 @@ Nothing here imports torch: `--help` and `--cfg job` answer at once.
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -83,9 +83,26 @@ def fail(error: BaseException) -> None:
     sys.exit(2)
 
 
+def quoted(override: str) -> str:
+    """key=text with the text in quotes: of a path (/home/用户, a (1).csv) Hydra's grammar does not take every
+    character."""
+    key, _, value = override.partition("=")
+    escaped = value.replace("\\'", "\\\\'").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def filled(override: str, places: Mapping[str, str]) -> str:
+    """An override with `{name}` replaced by a path; in quotes, where the path begins its value."""
+    key, _, value = override.partition("=")
+    begins = any(value.startswith(f"{{{name}}}") for name in places)
+    for name, place in places.items():
+        value = value.replace(f"{{{name}}}", place)
+    return quoted(f"{key}={value}") if begins else f"{key}={value}" if "=" in override else override
+
+
 def _message(error: BaseException) -> str:
     """What a person needs to know, without Hydra's advice on its own options."""
-    text = str(error).strip()
+    text = str(error).strip().removeprefix("LexerNoViableAltException: ")
     if isinstance(error, UsageError):
         return text
     cause = error.__cause__
@@ -108,6 +125,8 @@ def _message(error: BaseException) -> str:
             return "\n  ".join([*said, f"Choose one first: {key[1]}={'|'.join(options)}"])
         near = get_close_matches(key[1], _keys(), n=1)
         lines.append(f"There is no key {key[1]!r} here.")
+    if isinstance(error, OverrideParseException) and "=" in error.override:
+        lines.append(f'Where it is a text, quote it: "{quoted(error.override)}"')
     if "…" in text:
         lines.append("… stands for what is different on your machine.")
     return "\n  ".join(lines) + (f"\n  Did you mean {near[0]!r}?" if near else "")

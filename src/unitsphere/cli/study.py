@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from unitsphere.cli import sweep, table
+from unitsphere.cli import hydra_app, sweep, table
 from unitsphere.errors import UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def run(study: Study, outputs: str, typed: Sequence[str] = ()) -> bool:
 
     for name, line in study.sweeps.items():
         folder = study.place(outputs) / name
-        command = [sys.executable, "-m", "unitsphere", "train", "-m", f"hydra.sweep.dir={folder}", *typed, *line]
+        place = hydra_app.quoted(f"hydra.sweep.dir={folder}")
+        command = [sys.executable, "-m", "unitsphere", "train", "-m", place, *typed, *line]
         subprocess.run(command)
     records = study.runs(outputs)
     done = [r for r in records if r.info["status"] == "done"]
@@ -124,7 +125,8 @@ def run(study: Study, outputs: str, typed: Sequence[str] = ()) -> bool:
         raise UsageError(f"{study.folder}: no run of this study is done.")
     write(study.folder / "runs.csv", runs_csv.written(done))
     table.show(done, {**study.table, "out": str(study.folder / "table")})
-    return len(done) == sum(len(sweep.cells(line)) for line in study.sweeps.values())
+    covered = len(done) + sum(len(r.info.get("equal", ())) for r in done)
+    return covered == sum(len(sweep.cells(line)) for line in study.sweeps.values())
 
 
 def check(study: Study, outputs: str) -> bool:

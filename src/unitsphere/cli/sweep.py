@@ -15,6 +15,7 @@ import yaml
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from unitsphere.cli import hydra_app
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run
 
@@ -64,6 +65,8 @@ def state(folder: Path) -> State:
     statuses = tuple(info["status"] for info in infos)
     took = [info["wall_seconds"] for info in infos if info["status"] == "done"]
     total = _total(folder / "multirun.yaml")
+    if total is not None:
+        total -= sum(len(info.get("equal", ())) for info in infos)
     running = statuses.count("running")
     left = (total or len(cells)) - len(cells) + running
     at_once = max(1, running)
@@ -111,7 +114,7 @@ def again(folder: Path) -> list[str]:
     given_here = ("hydra.sweep.dir=", "hydra.mode=")
     own = [t for t in hydra["overrides"]["hydra"] if not t.startswith(given_here)]
     named = ["-cn", hydra["job"]["config_name"]] + (["-cd", source] if source else [])
-    return [*named, "-m", f"hydra.sweep.dir='{folder}'", *own, *hydra["overrides"]["task"]]
+    return [*named, "-m", hydra_app.quoted(f"hydra.sweep.dir={folder}"), *own, *hydra["overrides"]["task"]]
 
 
 def _plain(file: Path) -> Any:

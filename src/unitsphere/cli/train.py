@@ -108,16 +108,28 @@ def start(
     """
     settle(config, at_once)
     compress.check(config)
-    if folder is not None and (folder / cell(config) / "overrides.yaml").exists():
-        return Run.open(folder / cell(config))
-    if folder is not None:
-        run = Run.create(folder, cell(config))
-    else:
+    if folder is None:
         run = Run.create(Path(config.outputs) / config.name, stamped(f"s{config.seed}"))
-    chosen = {group: option for group, option in choices.items() if "/" not in group}
-    run.note(status="created", name=config.name, choices=chosen, sweep=str(folder) if folder else None)
-    write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
-    write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+    else:
+        run = Run(folder / cell(config))
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if (run.folder / "run.json").exists():
+            return known(run, overrides)
+    with run.lock(seconds=60):  # an equal cell may begin at the same time
+        if (run.folder / "run.json").exists():
+            return known(run, overrides)
+        write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
+        write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(overrides)))
+        chosen = {group: option for group, option in choices.items() if "/" not in group}
+        run.note(status="created", name=config.name, choices=chosen, sweep=str(folder) if folder else None)
+    return run
+
+
+def known(run: Run, overrides: list[str]) -> Run:
+    """A cell that is there. Where it was typed in another way, that is noted once it is done: it counts for both."""
+    ways = [sweep.typed(run.folder), *run.info.get("equal", ())]
+    if run.info["status"] == "done" and sorted(overrides) not in map(sorted, ways):
+        run.note(equal=[*ways[1:], overrides])
     return run
 
 

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _values(file: Path, key: str, node: Any) -> list[Any]:
 
 
 def _command(file: Path, config: Mapping[str, Any], cell: Sequence[tuple[str, Any]]) -> list[str]:
-    typed = [f"{key}={yaml.safe_dump(v, default_flow_style=True).split(chr(10))[0]}" for key, v in cell]
+    typed = [f"{key}={yaml.safe_dump(v, default_flow_style=True, width=inf).split(chr(10))[0]}" for key, v in cell]
     macros = {
         "${env}": [],  # /usr/bin/env
         "${interpreter}": ["python"],

@@ -3,7 +3,6 @@
 So a run that was cut goes on with exactly the batch it would have had: the position is the whole state.
 """
 
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache as cache_of
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitsphere.data.rows import Rows
+from unitsphere.data.rows import Rows, hashes
 from unitsphere.data.samplers import Sampler
 from unitsphere.data.tokens import Ahead, AsNeeded
 from unitsphere.errors import UsageError
@@ -164,9 +163,4 @@ class Batches:
 
 
 def _numbered(texts: Sequence[str]) -> Tensor:
-    """The number of each text: 64 bits of its hash, so that equal texts are equal in every batch, rank and run.
-
-    Among 5 million texts two different ones are equal with a probability of 1e-6.
-    """
-    hashes = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
-    return torch.from_numpy(np.frombuffer(b"".join(hashes), dtype=np.int64).copy())
+    return torch.from_numpy(hashes(texts))

@@ -80,7 +80,7 @@ class Mixture(Data):
         if split is None:
             return None
         before = dict(split.instructions)
-        for texts, column in ((split.queries, "anchor"), (split.corpus, "positive")):
+        for role, texts, column in (("query", split.queries, "anchor"), ("document", split.corpus, "positive")):
             if column in given:
-                before |= dict.fromkeys(texts.values(), given[column])
+                before |= {(role, text): given[column] for text in texts.values()}
         return replace(split, instructions=before, max_length=self.eval_max_length or split.max_length)

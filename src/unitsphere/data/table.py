@@ -4,6 +4,7 @@ says."""
 import hashlib
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from math import isfinite, nan
 from typing import Any, Literal
 
 import numpy as np
@@ -150,9 +151,12 @@ def _take(record: Mapping[Any, Any], source: Any, column: str) -> Any:
     value = _value(record, source, column)
     if column == "score":
         try:
-            return float(value)
+            number = float(value)
         except (TypeError, ValueError):
-            raise BadRow(f"column {source!r} should hold a number, found {value!r}") from None
+            number = nan
+        if not isfinite(number):
+            raise BadRow(f"column {source!r} should hold a number, found {value!r}")
+        return number
     return _text(str(value) if column == "label" and value is not None else value, source)
 
 

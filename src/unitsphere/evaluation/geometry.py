@@ -57,8 +57,9 @@ class Geometry:
             "geometry/mean_cosine": mean_cosine(everything),
         }
         texts = [self.set.queries[i] for i, _ in pairs], [self.set.corpus[i] for _, i in pairs]
-        hard = hardest(q, d, [self.set.qrels[query] for query, _ in pairs], [document for _, document in pairs])
-        items = {"geometry-map": flat(q, d, *texts), "geometry-cosines": pd.concat([cosines(q, d), hard])}
+        judged = [self.set.qrels[query] for query, _ in pairs], [document for _, document in pairs]
+        seen = pd.concat([cosines(q, d, *judged), hardest(q, d, *judged)])
+        items = {"geometry-map": flat(q, d, *texts), "geometry-cosines": seen}
         stamp = {
             "kind": "geometry",
             "set": self.set.name,
@@ -84,10 +85,16 @@ def flat(
     return pd.DataFrame({"pair": np.tile(np.arange(n), 2), "role": roles, "text": texts, "x": x, "y": y})
 
 
-def cosines(q: np.ndarray, d: np.ndarray) -> pd.DataFrame:
-    """Cosines of positive pairs of unit vectors (N, D), and of as many that are none: each query with the next's."""
-    values = np.concatenate([(q * d).sum(axis=1), (q * np.roll(d, 1, axis=0)).sum(axis=1)])
-    return pd.DataFrame({"kind": np.repeat(["positive", "other"], len(q)), "cosine": values})
+def cosines(
+    q: np.ndarray, d: np.ndarray, grades: Sequence[Mapping[str, int]], documents: Sequence[str]
+) -> pd.DataFrame:
+    """Cosines of positive pairs of unit vectors (N, D), and of each query with the next one's document, where that is
+    not relevant to it too; each query's judgments and each document's id."""
+    following = [*documents[1:], *documents[:1]]
+    wrong = np.array([of_query.get(document, 0) < 1 for of_query, document in zip(grades, following, strict=True)])
+    values = (q * d).sum(axis=1), (q * np.roll(d, -1, axis=0)).sum(axis=1)[wrong]
+    kinds = np.repeat(["positive", "other"], [len(of_kind) for of_kind in values])
+    return pd.DataFrame({"kind": kinds, "cosine": np.concatenate(values)})
 
 
 def hardest(

@@ -146,7 +146,7 @@ def vectors(embed: Embed, texts: Sequence[str], role: str, of: RetrievalSet) -> 
     Raises:
         OutOfTime: With those of the first texts, as many as there was time for.
     """
-    own = [of.instructions.get(text) for text in texts]
+    own = [of.instructions.get((role, text)) for text in texts]
     parts: dict[str | None, Iterator[np.ndarray]] = {}
     late = None
     for prompt in dict.fromkeys(own):

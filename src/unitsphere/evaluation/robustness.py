@@ -24,8 +24,9 @@ class Robustness:
     lost, clean - noisy, `<task>_<noise>/<measure>_loss`. `<task>_noisy/<measure>`, of the evaluator's primary measure,
     and its loss are means over the noises.
 
-    Documents stay clean. The noise of a text is drawn from its SHA-256, so every model reads the same. Of STS both
-    sentences are noisy. When the time is over, the noises that are finished are reported, without their mean.
+    Documents stay clean; of what has none (STS, classification, …) every text is noisy. The noise of a text is drawn
+    from its SHA-256, so every model reads the same. When the time is over, the noises that are finished are reported,
+    without their mean.
 
     Args:
         split: "dev" or "test".
@@ -97,12 +98,12 @@ class Robustness:
         return self.measures is None or metric.rpartition("/")[2] in self.measures
 
     def _disturbed(self, embed: Embed, name: str, noise: Noise) -> Embed:
-        """`embed` with `noise` on queries."""
+        """`embed` with `noise` on all texts but documents."""
 
         def disturbed(
             texts: Sequence[str], role: str, max_length: int | None = None, prompt: str | None = None
         ) -> np.ndarray:
-            if role == "query":
+            if role != "document":
                 texts = [noise(text, random=self._chance(name, text)) for text in texts]
             return embed(texts, role, max_length, prompt)
 

@@ -5,6 +5,7 @@ protocol of Gao et al. 2021, SimCSE, https://arxiv.org/abs/2104.08821 (appendix 
 """
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -113,7 +114,10 @@ def read(task: str, folder: Path | None, file: str, hub: Mapping[str, str]) -> p
             number = at
             if isinstance(record, BadRow):
                 raise record
-            rows.append((str(record["sentence1"]), str(record["sentence2"]), float(record["score"])))
+            score = float(record["score"])
+            if not isfinite(score):
+                raise ValueError(f"score is {score}")
+            rows.append((str(record["sentence1"]), str(record["sentence2"]), score))
     except (BadRow, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{source}, row {number}: sentence1, sentence2 and a score expected ({error!r}).") from None
     except UsageError as error:

@@ -124,11 +124,15 @@ def making(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes its place whole or not at all; where another process was faster, its folder
     stays."""
     work = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
+    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed and had the same number
     work.mkdir(parents=True)
     try:
         yield work
-        if not folder.exists():
+        try:
             work.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

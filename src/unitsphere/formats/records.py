@@ -78,6 +78,7 @@ def _unicode(record: dict[str, Any]) -> bool:
 def _separated(lines: Any, delimiter: str, header: bool) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
     # Tab-separated files are written without quoting: a quotation mark is a character of the text.
     quoted = delimiter == ","
+    csv.field_size_limit(2**31 - 1)  # of the whole process; its default of 128 KiB is less than a long document
     reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
     names: list[Any] | None = next(reader, None) if header else None
     for row in reader:

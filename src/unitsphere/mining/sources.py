@@ -195,6 +195,15 @@ class Random(Source):
     def find(self, queries: Sequence[str], labelled: Sequence[np.ndarray], k: int) -> Found:
         count = len(self._documents)
         draws = (np.random.default_rng([self.seed, crc32(query.encode("utf-8", "surrogatepass"))]) for query in queries)
-        rows = np.stack([draw.choice(count, min(k, count), replace=False) for draw in draws])
+        rows = np.stack([drawn(draw, count, min(k, count)) for draw in draws])
         nothing = np.full(rows.shape, np.nan)
         return Found(self.name, queries, self._documents, rows, nothing, labelled, nothing[:, 0])
+
+
+def drawn(chance: np.random.Generator, count: int, k: int) -> np.ndarray:
+    """k different numbers below `count`; fewer of them are the first of these, so that a query's do not depend on how
+    deep others had to look."""
+    found: dict[int, None] = {}
+    while len(found) < k:
+        found |= dict.fromkeys(chance.integers(count, size=64).tolist())
+    return np.array(list(found)[:k], dtype=np.int64)

@@ -84,5 +84,8 @@ def _rows(settings: Mapping[str, object]) -> float | None:
 def _seconds(known: Record, rows: float | None) -> float:
     total = float(known.info["wall_seconds"])
     training = float(known.info.get("train_seconds", total))
-    own = known.info["steps"] * float(str(known.settings.get("data.batch_size", 0)))
-    return total if rows is None or not own else total - training + training * rows / own
+    timed = known.info.get("train_steps", known.info["steps"])  # of a run that was resumed, those since
+    size = float(str(known.settings.get("data.batch_size", 0)))
+    if not timed or not size:
+        return total
+    return total - training + training * (known.info["steps"] * size if rows is None else rows) / (timed * size)

@@ -23,6 +23,8 @@ FACTS = (
     "python", "processor", "device", "threads", "versions", "git", "data", "protocol",
 )  # fmt: skip
 
+DOT = "%2E"
+
 
 def written(records: Sequence[Record]) -> str:
     """The text of the file, runs in the order of their folders, what differs first."""
@@ -31,7 +33,7 @@ def written(records: Sequence[Record]) -> str:
         facts = {key: record.info[key] for key in FACTS if key in record.info}
         facts["looks"] = [look["step"] for look in facts.get("looks") or []]
         settings = {key: value for key, value in record.settings.items() if not is_name(key) or key == "seed"}
-        values = settings | dict(record.metrics) | dict(leaves({"run": facts}))
+        values = settings | dict(record.metrics) | dict(leaves({"run": _escaped(facts)}))
         lines.append({"run": str(record.folder)} | {key: _cell(value) for key, value in values.items()})
     columns = list(dict.fromkeys(key for line in lines for key in line))
     first = ["run", *(key for key in (*differing(records), "seed") if key in columns)]
@@ -88,10 +90,17 @@ def _portable(text: str) -> str:
     return text
 
 
+def _escaped(node: Any) -> Any:
+    """Dots in keys, such as those of a data set's name, so written that `_nested` tells them from its own."""
+    if not isinstance(node, Mapping):
+        return node
+    return {str(key).replace(".", DOT): _escaped(value) for key, value in node.items()}
+
+
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for key, value in flat.items():
-        *parents, last = key.split(".")
+        *parents, last = (part.replace(DOT, ".") for part in key.split("."))
         node = nested
         for parent in parents:
             node = node.setdefault(parent, {})

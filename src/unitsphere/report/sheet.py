@@ -211,11 +211,10 @@ def _chosen(
     unknown = wanted.keys() - {*axes, *cols}
     if unknown:
         raise UsageError(f"baseline: {sorted(unknown)[0]} is no row or column here; {', '.join((*axes, *cols))} are.")
-    meant = {key: _as_shown(value) for key, value in wanted.items()}
     fitting = [
         (row, col)
         for row, col in groups
-        if all(dict(zip((*axes, *cols), (*row, *col), strict=True))[k] == v for k, v in meant.items())
+        if all(_means(v, dict(zip((*axes, *cols), (*row, *col), strict=True))[k]) for k, v in wanted.items())
     ]
     rows = list(dict.fromkeys(row for row, _ in fitting))
     if len(rows) != 1:
@@ -242,9 +241,9 @@ def size(value: str) -> float:
         return inf
 
 
-def _as_shown(value: str) -> str:
-    """What was typed (0.10, 1e-4) as the table shows it (0.1, 0.0001)."""
-    return value if size(value) == inf else f"{float(value):g}"
+def _means(typed: str, shown: str) -> bool:
+    """Whether what was typed (0.10, 1e-4) is what the table shows (0.1, 0.0001)."""
+    return typed == shown or size(typed) == size(shown) < inf
 
 
 def ablation(table: Sheet) -> Sheet:

@@ -59,18 +59,19 @@ def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -
     quiet()
     forget_peak()
     began = time.monotonic()
-    run.note(**provenance(), status="running", seed=config.seed, threads=config.trainer.threads)
-    try:
-        with run.lock():
+    with run.lock():  # before anything is noted: what another process is working on is that process's
+        run.note(**provenance(), status="running", seed=config.seed, threads=config.trainer.threads)
+        try:
             metrics = _train(config, run, callbacks)
-    except BaseException as error:
-        ended = {Pruned: "pruned", KeyboardInterrupt: "interrupted", SystemExit: "interrupted"}
-        status = ended.get(type(error), "failed")
-        run.note(status=status, error=f"{type(error).__name__}: {error}")
-        raise
-    if not run.writes:
-        leave()
-    run.note(status="done", error=None, wall_seconds=round(time.monotonic() - began, 1), peak_memory_gib=_peak_gib())
+        except BaseException as error:
+            ended = {Pruned: "pruned", KeyboardInterrupt: "interrupted", SystemExit: "interrupted"}
+            status = ended.get(type(error), "failed")
+            run.note(status=status, error=f"{type(error).__name__}: {error}")
+            raise
+        if not run.writes:
+            leave()
+        wall = round(time.monotonic() - began, 1)
+        run.note(status="done", error=None, wall_seconds=wall, peak_memory_gib=_peak_gib())
     return metrics
 
 
@@ -141,9 +142,9 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     untrained = partial(remembered, embedder, config.get("vector_cache") or 0)
     module = EmbeddingModule(embedder, loss, optim, dev, config.get("eval_seconds"), untrained)
     device = next(embedder.parameters()).device
-    began = time.monotonic()
+    began, first = time.monotonic(), state["global_step"] if run.writes and checkpoint else 0
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
-    run.note(train_seconds=round(time.monotonic() - began, 1))
+    run.note(train_seconds=round(time.monotonic() - began, 1), train_steps=trainer.global_step - first)
     run.note_cut("train", _of_training(batches), "data.max_length")  # rows on disk are tokenised as training goes
     run.note_cut("dev", module.read_dev, EVALUATION)
     if trainer.interrupted:

@@ -18,7 +18,8 @@ class Mined:
     """Adds to each row's negatives those of its anchor in a file; a row whose anchor is not there keeps what it has.
 
     Args:
-        path: negatives.jsonl of `unitsphere mine`, or any file with columns `anchor` and `negative` (a list).
+        path: negatives.jsonl of `unitsphere mine`, or any file with columns `anchor` and `negative` (a list); the
+            negatives of several rows with one anchor come together.
         count: At most so many mined ones a row, the first; None is all.
 
     Raises:
@@ -39,11 +40,11 @@ class Mined:
                 raise UsageError(f"{self.path}, row {number}: anchor and a list negative expected, found {record}")
             texts, how = list(record["negative"]), record.get("mined")
             new = texts if how is None else texts[len(texts) - len(how) :]  # a row's own negatives stand first
-            mined[record["anchor"]] = new[: self.count]
+            mined[record["anchor"]] = list(dict.fromkeys([*mined.get(record["anchor"], ()), *new]))
         if not mined.keys() & set(rows.anchor):
             raise UsageError(f"{self.path} has negatives for none of the anchors; mine them from the same data.")
         had: Sequence[Sequence[str]] = rows.negative or [[]] * len(rows)
-        found = (mined.get(anchor, ()) for anchor in rows.anchor)
+        found = (mined.get(anchor, [])[: self.count] for anchor in rows.anchor)
         more = [[*own, *(text for text in new if text not in own)] for own, new in zip(had, found, strict=True)]
         return replace(rows, negative=more), range(len(rows))
 
