@@ -2,6 +2,7 @@
 
 import copy
 import json
+import platform
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from conftest import composed
 from unitsphere.cli.sweep import state
 from unitsphere.cli.train import settle, start
 from unitsphere.errors import UsageError
-from unitsphere.runs import Run, cell
+from unitsphere.runs import Run, cell, processor
 from unitsphere.training.run import train
 
 
@@ -90,3 +91,12 @@ def test_a_cell_that_is_typed_in_two_ways_counts_for_both(tmp_path):
     }
     (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
     assert str(state(tmp_path)) == "1 of 1 cells done"
+
+
+def test_processors_of_one_name_are_told_apart(tmp_path):
+    (tmp_path / "x86").write_text(
+        "vendor_id\t: A\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nmodel\t: 2\n"
+    )
+    (tmp_path / "arm").write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
+    assert processor(tmp_path / "x86") == "AMD EPYC (family 25, model 1)"
+    assert processor(tmp_path / "arm") == processor(tmp_path / "nothing") == platform.processor()

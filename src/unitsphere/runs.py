@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import time
@@ -215,14 +216,15 @@ def _version(name: str) -> str | None:
         return None
 
 
-def processor() -> str:
-    """The name of this machine's processor."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The name of this machine's processor, with the numbers that tell those of one name apart, as those of a cloud's
+    "AMD EPYC", which compute other last digits and at another speed."""
+    first = info.read_text().partition("\n\n")[0] if info.exists() else ""
+    said = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", first, re.MULTILINE))
+    if "model name" not in said:
+        return platform.processor()
+    numbers = [f"{name} {said[key]}" for name, key in (("family", "cpu family"), ("model", "model")) if key in said]
+    return f"{said['model name'].strip()} ({', '.join(numbers)})" if numbers else said["model name"].strip()
 
 
 def _git() -> dict[str, Any] | None:
