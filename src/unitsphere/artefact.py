@@ -90,7 +90,12 @@ def save(model: Model, folder: Path) -> None:
 
 def _write(embedder: Embedder, work: Path) -> None:
     embedder.encoder.exported().save_pretrained(work)
-    embedder.encoder.tokenizer.save_pretrained(work)
+    tokenizer = embedder.encoder.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # what the last call, or whoever saved it before, left in it is no part of the model
+        backend.no_padding()
+        backend.enable_truncation(embedder.encoder.max_length)
+    tokenizer.save_pretrained(work)
     if not scores_pairs(work):
         head = _head(embedder)
         if head:

@@ -2,13 +2,15 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 from unitsphere.errors import UsageError
 from unitsphere.types import Evaluator
+
+NUMBERS = {int, float, bool, type(None)}  # what annotations of numbers are made of
 
 
 def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -30,6 +32,10 @@ def build(node: Mapping[str, Any], **kwargs: Any) -> Any:
     except TypeError as error:
         known = ", ".join(name for name in takes.parameters if name not in kwargs)
         raise UsageError(f"{node['_target_']}: {error}; it takes {known or 'nothing'}.") from error
+    for name, value in call.keywords.items():
+        kind = takes.parameters[name].annotation if name in takes.parameters else Any
+        if isinstance(value, str) and {*(get_args(kind) or (kind,))} <= NUMBERS:
+            raise UsageError(f"{node['_target_']}: {name}={value}: a number would fit.")
     return call(**kwargs)
 
 

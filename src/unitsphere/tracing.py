@@ -93,7 +93,11 @@ def to_onnx(embedder: Embedder, file: Path, module: type[nn.Module], names: Sequ
 def save(graph: onnx.ModelProto, file: Path) -> None:
     """Write a graph; where one file cannot hold it, its weights in another, which the graph names: keep both names."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    large = sum(len(weight.raw_data) for weight in graph.graph.initializer) > LARGEST  # a larger one has no ByteSize
+    whole = graph.graph
+    for part in (graph, whole, *whole.node, *whole.input, *whole.output, *whole.value_info):
+        part.ClearField("metadata_props")  # where in whose files torch has seen it: another graph for the same model
+        part.ClearField("doc_string")
+    large = sum(len(weight.raw_data) for weight in whole.initializer) > LARGEST  # a larger one has no ByteSize
     onnx.save(graph, str(file), save_as_external_data=large, location=f"{file.name}.data")
 
 

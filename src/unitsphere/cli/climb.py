@@ -43,6 +43,7 @@ class Work:
         from unitsphere.evaluation.score import scores_nothing
 
         torch.set_num_threads(config.threads)
+        artefact.load(config.model)  # so that one which cannot be loaded is named first, and leaves no folder
         self.config, self.typed = config, typed
         self.of_run = None if any(override.startswith("data=") for override in typed) else of_run
         self.data = build(config.data) if config.get("data") is not None else None
@@ -54,7 +55,6 @@ class Work:
         self.pairs = pairs(splits.train, config.sample, config.seed) if splits else []
         if config.measure and not self.pairs:
             raise UsageError("speed is measured on training texts: name some with data=…, or add measure=false")
-        artefact.load(config.model)  # so that one which cannot be loaded leaves no folder
         self.made: dict[str, Path] = {}  # see `Chain.key`
         self.max_length = config.max_length or (self.data.max_length if self.data is not None else None)
 

@@ -72,8 +72,10 @@ def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
     config = hydra_app.resolved(config)
     if config.threads == "auto":
         config.threads = cpu_threads()
-    if config.target is not None:
-        ladder.conditions(config.target)  # before hours of work
+    if config.target is not None:  # before hours of work
+        asked = {name for name, _, _ in ladder.conditions(config.target)} - {"quality", "size", "vector"}
+        if asked and not config.measure:
+            raise UsageError(f"target: {', '.join(sorted(asked))} would have to be measured: leave out measure=false")
     rungs = chains(config, recovery)
     hydra_app.make_absolute(config)
     if Path(config.model).expanduser().exists():
@@ -84,6 +86,9 @@ def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
     if of_run is not None and "eval" not in map(group, typed):
         config.eval = scored_on(of_run) or config.eval
     work = Work(config, [o for o in typed if group(o) in SHARED], of_run)
+    for file in sorted((Path(config.outputs) / "compressed" / Path(config.model).name).glob("*/run.json")):
+        if Run(file.parent).info["status"] == "killed":
+            sys.stdout.write(f"{file.parent} was cut; this is a new one, and takes nothing from it\n")
     run = Run.create(Path(config.outputs) / "compressed" / Path(config.model).name, stamped("compress"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*typed, *map(prefixed, recovery)])))

@@ -52,6 +52,7 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return job(config)
         try:
+            _numbers_are_numbers(config, root)
             return job(config)
         except UsageError as error:
             fail(error)  # not an Exception, so that Hydra adds nothing to the message
@@ -123,13 +124,28 @@ def _message(error: BaseException) -> str:
         if options:  # its keys come with one
             said = [line for line in lines if not line.startswith("To append")]
             return "\n  ".join([*said, f"Choose one first: {key[1]}={'|'.join(options)}"])
-        near = get_close_matches(key[1], _keys(), n=1)
+        beside = getattr(cause, "parent_node", None)
+        names = [str(name) for name in beside] if isinstance(beside, DictConfig) else _keys()
+        near = get_close_matches(key[1], [name for name in names if name != key[1]], n=1)
         lines.append(f"There is no key {key[1]!r} here.")
     if isinstance(error, OverrideParseException) and "=" in error.override:
         lines.append(f'Where it is a text, quote it: "{quoted(error.override)}"')
     if "…" in text:
         lines.append("… stands for what is different on your machine.")
     return "\n  ".join(lines) + (f"\n  Did you mean {near[0]!r}?" if near else "")
+
+
+def _numbers_are_numbers(config: DictConfig, root: str) -> None:
+    """Of the root's own keys; those of options `build` looks at.
+
+    Raises:
+        UsageError: One that has a number by default is a text.
+    """
+    defaults = OmegaConf.to_container(OmegaConf.load(paths.conf() / f"{root}.yaml"))
+    assert isinstance(defaults, dict)
+    for key, default in defaults.items():
+        if type(default) in (int, float) and isinstance(config.get(key), str):
+            raise UsageError(f"{key!s}={config[key]}: a number would fit.")
 
 
 def _options(group: str) -> list[str]:

@@ -38,6 +38,7 @@ def job(config: DictConfig, asked: Sequence[str] = ()) -> None:
     found = search(config, queries)
     if out is not None:
         lines = ({"_id": i, "query": text, "found": f} for (i, text), f in zip(queries, found, strict=True))
+        out.parent.mkdir(parents=True, exist_ok=True)
         part = out.with_name(f"{out.name}.{os.getpid()}.writing")
         part.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
         part.replace(out)

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unitsphere.data.rows import Rows, hashes
+from unitsphere.data.rows import Rows
 from unitsphere.data.samplers import Sampler
 from unitsphere.data.tokens import Ahead, AsNeeded
 from unitsphere.errors import UsageError
+from unitsphere.formats.fingerprint import hashes
 from unitsphere.types import Batch, Text
 
 ROLES = {"anchor": "query", "positive": "document", "negative": "document"}

@@ -11,6 +11,7 @@ import numpy as np
 
 from unitsphere.errors import UsageError
 from unitsphere.formats.fingerprint import fingerprint as of_set
+from unitsphere.formats.fingerprint import hashes
 from unitsphere.formats.on_disk import Column
 from unitsphere.types import RetrievalSet
 
@@ -182,15 +183,6 @@ class Data(ABC):
         Raises:
             UsageError: It is missing, empty or malformed; the message names file, row and column.
         """
-
-
-def hashes(texts: Iterable[str]) -> np.ndarray:
-    """64 bits of each text's hash, as int64, so that equal texts are equal in every batch, rank and run.
-
-    Among 5 million texts two different ones are equal with a probability of 1e-6.
-    """
-    found = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
-    return np.fromiter(found, dtype="S8").view(np.int64)
 
 
 def fingerprint(parts: Iterable[str]) -> str:

@@ -30,7 +30,17 @@ class Reader:
         self.in_windows = False  # an embedder reads texts window by window: max_length then bounds a window
 
     def limit(self, max_length: int | None = None) -> int | None:
-        """Tokens kept of a text where `max_length` are asked for; None is all."""
+        """Tokens kept of a text where `max_length` are asked for; None is all.
+
+        Raises:
+            UsageError: There is no room for a token beside the special ones.
+        """
+        if max_length is not None:
+            special = self.tokenizer.num_special_tokens_to_add()
+            if not isinstance(max_length, int) or max_length <= special:
+                raise UsageError(
+                    f"max_length={max_length}: a whole number over {special}, the special tokens of a text, would fit."
+                )
         limits = [max_length, None if self.in_windows else self.max_length]
         return min((limit for limit in limits if limit), default=None)
 

@@ -5,10 +5,12 @@ So memory does not grow with the rows, but for 8 mapped bytes each. A row is rea
 mapped memory, whose pages would count as the process's own the longer it runs.
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import socket
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import numpy as np
 
 from unitsphere import paths
 from unitsphere.errors import UsageError
+from unitsphere.formats.fingerprint import hashes
 from unitsphere.formats.records import BadRow, records
 
 
@@ -85,8 +88,10 @@ def documents(
         text: The column of the texts.
 
     Raises:
-        UsageError: The file is missing or empty, or a record has no text, or not the id that was named.
+        UsageError: The file is missing or empty, or a record has no text, not the id that was named, or that of
+            another record.
     """
+    numbers, ids = array("q"), array("q")  # of rows, and the hashes of their ids
 
     def rows() -> Iterator[list[str]]:
         for number, record in records(path):
@@ -96,14 +101,24 @@ def documents(
                 raise UsageError(f"{path}, row {number}: an object with {text} expected, found {record}")
             if id is not None and record.get(id) is None:
                 raise UsageError(f"{path}, row {number}: an object with {id} expected, found {record}")
-            own = record.get("_id", number) if id is None else record[id]
-            yield [str(own), f"{record.get(title) or ''} {record[text]}".strip()]
+            own = str(record.get("_id", number) if id is None else record[id])
+            numbers.append(number)
+            ids.extend(hashes([own]).tolist())
+            yield [own, f"{record.get(title) or ''} {record[text]}".strip()]
 
     folder = paths.cache() / "rows" / name("documents", source(path), json.dumps([id, title, text]))
     if not folder.exists():
         with making(folder) as work:
             if not write(work, rows()):
                 raise UsageError(f"{path} is empty.")
+            _, first, count = np.unique(np.frombuffer(ids, np.int64), return_index=True, return_counts=True)
+            for at in first[count > 1]:
+                same = [number for number, of_row in zip(numbers, ids, strict=True) if of_row == ids[at]]
+                twice = Lines(work)[int(at)][0]
+                raise UsageError(
+                    f"{path}: rows {same[0]} and {same[1]} have the same id, {twice!r}; every row needs one of its "
+                    "own (a row without one has its number)"
+                )
     lines = Lines(folder)
     return Column(lines, 0), Column(lines, 1)
 
@@ -123,8 +138,13 @@ def write(folder: Path, rows: Iterable[Sequence[Any]]) -> int:
 def making(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes its place whole or not at all; where another process was faster, its folder
     stays."""
-    work = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed and had the same number
+    here = f"{folder.name}.{socket.gethostname()}."
+    for left in folder.parent.glob(f"{glob.escape(here)}*.writing"):  # by a process of this machine that was killed
+        number = left.name.removeprefix(here).removesuffix(".writing")
+        gone = Path("/proc").exists() and not Path(f"/proc/{number}").exists()
+        if gone or number == str(os.getpid()):
+            shutil.rmtree(left, ignore_errors=True)
+    work = folder.with_name(f"{here}{os.getpid()}.writing")
     work.mkdir(parents=True)
     try:
         yield work

@@ -3,7 +3,6 @@
 Q queries, K places in a ranking, E documents that a query must never get as a negative.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from unitsphere.formats.fingerprint import hashes
 from unitsphere.similar import normalised
 
 
@@ -87,14 +87,14 @@ class Places:
     """
 
     def __init__(self, documents: Sequence[str]):
-        hashes = np.fromiter((_hash(text) for text in documents), np.uint64, len(documents))
-        self._order = np.argsort(hashes, kind="stable")
-        self._sorted = hashes[self._order]
+        found = hashes(map(normalised, documents))
+        self._order = np.argsort(found, kind="stable")
+        self._sorted = found[self._order]
 
     def of(self, texts: Sequence[str]) -> np.ndarray:
         """The rows of every document that is one of these texts, ascending."""
-        hashes = np.array([_hash(text) for text in texts], np.uint64)
-        starts, ends = (np.searchsorted(self._sorted, hashes, side) for side in ("left", "right"))
+        wanted = hashes(map(normalised, texts))
+        starts, ends = (np.searchsorted(self._sorted, wanted, side) for side in ("left", "right"))
         found = [self._order[start:end] for start, end in zip(starts, ends, strict=True)]
         return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
@@ -113,11 +113,6 @@ def asked(anchors: Sequence[str], positives: Sequence[str]) -> dict[str, list[st
     for anchor, positive in zip(anchors, positives, strict=True):
         found.setdefault(anchor, []).append(positive)
     return found
-
-
-def _hash(text: str) -> int:
-    folded = normalised(text).encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(folded, digest_size=8).digest(), "little")
 
 
 def lowest(scores: np.ndarray) -> float:

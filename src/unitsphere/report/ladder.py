@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ UNITS = {
 }
 COSTS = ("size", "vector", "memory", "throughput", "speedup", "speedup_one", "latency_p50", "latency_p99")
 WIDE = ("95% interval", "vector bytes", "memory MiB", "texts/s", "p50 ms")  # not on the screen
-CONDITION = re.compile(r"(\w+)(>=|<=)([0-9.]+)(\S*)")
+CONDITION = re.compile(r"(\w+)(>=|<=)(\d+(?:\.\d+)?)(\D*)")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Rung:
 
 
 def find(records: Sequence[Record]) -> list[Record]:
-    """Those of records that are ladders; what else lies in their folders are parts of them.
+    """Those of records that are ladders and finished; what else lies in their folders are parts of them.
 
     Raises:
         UsageError: Other runs are among them, or ladders of different models, or rungs of one name that were made or
@@ -81,6 +82,12 @@ def find(records: Sequence[Record]) -> list[Record]:
                 f"{record.folder} is no ladder of compression, as {ladders[0].folder} is, and they are tables of their "
                 "own: name a folder that holds only one of the two kinds"
             )
+    for ladder in ladders:
+        if ladder.info["status"] != "done":
+            warnings.warn(f"{ladder.folder}: {ladder.info['status']}, so it is left out", stacklevel=2)
+    ladders = [ladder for ladder in ladders if ladder.info["status"] == "done"]
+    if not ladders:
+        raise UsageError("none of these ladders of compression is finished")
     models = list(dict.fromkeys(str(ladder.info["model"]) for ladder in ladders))
     if len(models) > 1:
         raise UsageError(f"these ladders begin with different models: {' and '.join(models)}")
@@ -107,7 +114,7 @@ def _made(ladder: Record, rung: str) -> str:
 
 
 def lines(ladders: Sequence[Record]) -> pd.DataFrame:
-    """One row a rung: the means over the ladders that have it, which differ in their seed.
+    """One row a rung: the means over the ladders that have it, the last one of each seed.
 
     Its measured costs, and of each metric its value, the standard deviation over seeds (`sd`; None of one), the share
     of the original's that is kept, and the 95% interval that resampled queries or pairs give to that share.
@@ -115,22 +122,23 @@ def lines(ladders: Sequence[Record]) -> pd.DataFrame:
     primary = primaries(ladders)
     rows = []
     for name in dict.fromkeys(rung["name"] for ladder in ladders for rung in ladder.info["rungs"]):
-        of = [(ladder, rung) for ladder in ladders for rung in ladder.info["rungs"] if rung["name"] == name]
+        have = [(ladder, rung) for ladder in ladders for rung in ladder.info["rungs"] if rung["name"] == name]
+        of = list({ladder.settings.get("seed"): (ladder, rung) for ladder, rung in have}.values())
         row: dict[str, Any] = {"name": name, "steps": of[0][1]["steps"], "seeds": len(of)}
         for cost in COSTS:
             known = [rung[cost] for _, rung in of if rung[cost] is not None]
             row[cost] = fmean(known) if known else None
         for metric in primary:
             keys = [f"{stage}/{metric}" for stage in (BASELINE, name)]
-            have = [ladder for ladder, _ in of if all(key in ladder.metrics for key in keys)]
-            if not have:
+            scored = [ladder for ladder, _ in of if all(key in ladder.metrics for key in keys)]
+            if not scored:
                 continue
-            before, after = ([ladder.metrics[key] for ladder in have] for key in keys)
+            before, after = ([ladder.metrics[key] for ladder in scored] for key in keys)
             row[metric] = fmean(after)
-            row[f"{metric} sd"] = stdev(after) if len(have) > 1 else None
+            row[f"{metric} sd"] = stdev(after) if len(scored) > 1 else None
             if name == BASELINE:
                 continue
-            d = significance.difference(have, have, *keys)
+            d = significance.difference(scored, scored, *keys)
             row[f"{metric} kept"] = fmean(after) / fmean(before)
             if d.low is not None and d.high is not None:
                 row[f"{metric} low"], row[f"{metric} high"] = (1 + v / fmean(before) for v in (d.low, d.high))
@@ -257,6 +265,8 @@ def conditions(target: str) -> list[tuple[str, str, float]]:
         if match is None or match[1] not in UNITS or match[4] not in (unit, ""):
             known = ", ".join(f"{name} ({unit}, {what})" for name, (unit, what) in UNITS.items())
             raise UsageError(f"target: {part!r} cannot be read. NAME>=NUMBER or NAME<=NUMBER would fit, of {known}.")
+        if match[1] == "quality" and float(match[3]) <= 1:
+            raise UsageError(f"target: {part!r}: the share of the original's quality is in %, such as quality>=98%")
         found.append((match[1], match[2], float(match[3])))
     return found
 

@@ -67,9 +67,15 @@ class Approximate(Index):
         nprobe: Inverted lists read a query; more of them miss less.
         ef_search: Candidates that HNSW keeps while it walks; likewise.
         train_rows: Documents (the first ones) from which lists, ranges and centroids are learned.
+
+    Raises:
+        UsageError: One of these is below 1.
     """
 
     def __init__(self, factory: str, nprobe: int = 32, ef_search: int = 128, train_rows: int = 100_000):
+        for name, value in (("nprobe", nprobe), ("ef_search", ef_search), ("train_rows", train_rows)):
+            if value < 1:
+                raise UsageError(f"index.{name}={value}: 1 or more would fit.")
         self.factory, self.nprobe, self.ef_search, self.train_rows = factory, nprobe, ef_search, train_rows
         self.name = (
             factory + f", nprobe {nprobe}" * ("IVF" in factory) + f", efSearch {ef_search}" * ("HNSW" in factory)
@@ -78,6 +84,7 @@ class Approximate(Index):
     def build(self, documents: np.ndarray | VectorFile) -> None:
         lists = max(1, min(int(4 * len(documents) ** 0.5), len(documents) // 40))
         name = self.factory.format(lists=lists)
+        self.name = self.name.replace(self.factory, name, 1)
         try:
             self._index = faiss.index_factory(documents.shape[1], name, faiss.METRIC_INNER_PRODUCT)
             _, first = next(blocks(documents, self.train_rows))

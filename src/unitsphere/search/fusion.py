@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unitsphere.errors import UsageError
+
 Ranking = tuple[np.ndarray, np.ndarray]  # scores (Q, K), best first, and document rows (Q, K), -1 where there is none
 
 
@@ -30,7 +32,12 @@ def weighted(rankings: Sequence[Ranking], weights: Sequence[float], k: int) -> R
         rankings: Of the same queries.
         weights: One a ranking; alpha and 1 - alpha for dense and lexical.
         k: How many are returned.
+
+    Raises:
+        UsageError: Not as many weights as rankings.
     """
+    if len(weights) != len(rankings):
+        raise UsageError(f"weights={list(weights)}: {len(rankings)} numbers, one a ranking, would fit.")
     scaled = []
     for (scores, rows), weight in zip(rankings, weights, strict=True):
         there = rows >= 0

@@ -42,6 +42,10 @@ Role = Annotated[
     ),
 ]
 Prompt = Annotated[Text | None, Field(description="Put before every text, instead of the role's prompt.")]
+Direction = Annotated[
+    Literal["Right", "right"],
+    Field(description="Where a too long text is cut: at its end, as in training."),
+]
 Truncate = Annotated[bool | None, Field(description="Whether too long texts are cut; null is as the server is set.")]
 
 
@@ -57,6 +61,7 @@ class EmbedRequest(_Request):
     prompt: Prompt = None
     dimensions: Dimensions = None
     truncate: Truncate = None
+    truncation_direction: Direction = "Right"
     normalize: Annotated[bool | None, Field(description="Length one; null is as the model gives them.")] = None
 
 
@@ -81,3 +86,4 @@ class RerankRequest(_Request):
     return_texts: Annotated[bool, Field(validation_alias=AliasChoices("return_texts", "return_text"))] = False
     raw_scores: Annotated[bool, Field(description="A cross-encoder's logits, not their sigmoid.")] = False
     truncate: Truncate = None
+    truncation_direction: Direction = "Right"
