@@ -18,6 +18,10 @@ TINY = ["encoder=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu"]
     [
         (["train", "loss=simsce"], ["Could not find 'loss/simsce'", "simcse_sup", "Did you mean 'simcse'?"]),
         (["train", "loss.temprature=0.1"], ["loss.temprature", "Did you mean 'temperature'?"]),
+        (["train", *TINY, "loss.temperature=abc"], ["SimCSE: temperature=abc: a number would fit"]),
+        (["train", "seed=abc"], ["seed=abc: a number would fit"]),
+        (["train", "trainer.steps=3"], ["There is no key 'steps' here", "Did you mean 'max_steps'?"]),
+        (["train", "data.path=/a (1).csv"], ["""Where it is a text, quote it: "data.path='/a (1).csv'\""""]),
         (["train", "nonsense"], ["nonsense"]),
         (["train", *TINY, "data=pairs"], ["data.path is not set"]),
         (["train", *TINY, "data=pairs", "data.path=nothing.csv"], ["nothing.csv", "no such file"]),

@@ -102,7 +102,11 @@ def test_bad_usage_is_said_before_anything_is_made(tmp_path, pairs):
         ),
         (["model=mine", "compression=int8", *data], "Did you mean"),
         (["model=mine", "compression=onnx", "target=quality>98%", *data], "quality>98%"),
-        (["model=nowhere", "compression=onnx", *data], "no such folder"),
+        (["model=nowhere", "compression=onnx"], "no such folder"),
+        (
+            ["model=mine", "compression=onnx", *data, "measure=false", "target=size<=1MB latency_p99<=9ms"],
+            "target: latency_p99 would have to be measured",
+        ),
         (["model=mine", "compression=onnx"], "has no test queries"),
         (["model=mine", "compression=onnx", "sample=0", *data], "speed is measured on training texts"),
     ):
@@ -117,7 +121,9 @@ def test_a_target_is_read_or_refused():
         ("latency_p99", "<=", 10.0),
         ("size", "<=", 30.0),
     ]
-    for wrong in ("quality", "quality=98", "qualty>=98", "latency_p99<=10s", "size<=MB"):
+    with pytest.raises(UsageError, match=r"quality is in %, such as quality>=98%"):
+        ladder.conditions("quality>=0.98")
+    for wrong in ("quality", "quality=98", "qualty>=98", "latency_p99<=10s", "size<=MB", "quality>=98.5.5"):
         with pytest.raises(UsageError, match="cannot be read"):
             ladder.conditions(wrong)
 
@@ -193,6 +199,18 @@ def test_ladders_of_several_seeds_are_one_table_of_means_and_deviations(tmp_path
         in (tmp_path / "here" / "ladder.md").read_text()
     )
     assert (tmp_path / "here" / "ladder.png").exists() and (tmp_path / "here" / "ladder.html").exists()
+
+
+def test_a_ladder_that_was_cut_and_an_earlier_one_of_the_same_seed_are_no_seeds(tmp_path):
+    climbed(tmp_path / "runs", 1, 0.5)
+    (tmp_path / "runs" / "compress1").rename(tmp_path / "runs" / "compress0")
+    climbed(tmp_path / "runs", 1, 0.9)
+    climbed(tmp_path / "runs", 2, 0.9)
+    Run(tmp_path / "runs" / "compress2").note(status="running")  # by no process
+    out = unitsphere("table", "runs", "out=ladder", cwd=tmp_path)
+    assert out.returncode == 0 and "compress2: killed, so it is left out" in out.stderr
+    small = pd.read_csv(tmp_path / "ladder.csv").set_index("name").loc["small"]
+    assert small["seeds"] == 1 and small["mine/mrr@10 kept"] == pytest.approx(0.9)
 
 
 def test_ladders_that_do_not_belong_together_are_refused(tmp_path):

@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def write(file, texts):
-    rows = ({"_id": f"d{i}", "text": text} for i, text in enumerate(texts))
+    rows = ({"_id": f"d{i}", "number": f"no {i}", "text": text} for i, text in enumerate(texts))
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -176,7 +176,7 @@ def test_a_killed_process_loses_at_most_a_file(folder):
             lambda: write(Path("corpus.jsonl"), [*STRANGE, *TEXTS]),
             r"the texts of corpus.jsonl \(\w{12}\), and this",
         ),
-        (["columns.id=text"], None, r"begun with the ids of corpus.jsonl \(\w{12}\), and this is the ids of"),
+        (["columns.id=number"], None, r"begun with the ids of corpus.jsonl \(\w{12}\), and this is the ids of"),
     ],
 )
 def test_a_folder_that_was_begun_otherwise_is_refused(folder, overrides, change, said):

@@ -57,6 +57,20 @@ def test_every_pooling_is_inside_the_graph(pooling, options, tmp_path):
         assert np.abs(graph.encode(TEXTS, role=role) - embedder.encode(TEXTS, role=role)).max() < 1e-5
 
 
+def test_a_graph_does_not_say_who_made_it_and_where(tmp_path):
+    ToQuantizedOnnx(Int8Dynamic())(model(), tmp_path / "mine")
+    raw = (tmp_path / "mine" / "onnx" / "model.onnx").read_bytes()
+    assert b".py" not in raw and b"stack_trace" not in raw
+
+
+def test_a_saved_tokenizer_cuts_where_the_model_does_and_pads_nothing(tmp_path):
+    embedder = model()
+    embedder.encoder.tokenizer(TEXTS, padding="max_length", truncation=True, max_length=7)  # by whoever used it last
+    artefact.save(embedder, tmp_path / "mine")
+    saved = json.loads((tmp_path / "mine" / "tokenizer.json").read_text())
+    assert saved["truncation"]["max_length"] == 32 and saved["padding"] is None
+
+
 def test_a_graph_that_differs_is_refused():
     with pytest.raises(UsageError, match=r"the export differs from the model by .*, over 0.0001: nothing is written"):
         same(model(), model(seed=1), 1e-4)

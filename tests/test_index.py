@@ -150,6 +150,9 @@ def test_what_faiss_cannot_index_is_said(option, n, dim, said):
 def test_settings_that_make_no_sense():
     with pytest.raises(UsageError, match="0, which leaves it out, or more"):
         Binary(-1)
+    made = Approximate("IVF{lists},Flat", nprobe=3)
+    made.build(some(200))
+    assert made.name == "IVF5,Flat, nprobe 3"
     with pytest.raises(UsageError, match="Flot"):
         Approximate("Flot").build(some(5))
 

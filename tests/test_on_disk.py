@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -76,10 +79,17 @@ def test_two_processes_may_write_the_same(tmp_path):
         on_disk.write(fast, [["a"]])
         fast.rename(folder)
     assert list(on_disk.Lines(folder)) == [["a"]] and {f.name for f in tmp_path.iterdir()} == {"rows"}
-    (tmp_path / f"more.{os.getpid()}.writing").mkdir()  # left by a process that was killed and had this number
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for number in (os.getpid(), ended.pid):  # left by processes that were killed
+        (tmp_path / f"more.{socket.gethostname()}.{number}.writing").mkdir()
+    others = [tmp_path / f"more.{place}.writing" for place in (f"{socket.gethostname()}.{os.getppid()}", "elsewhere.1")]
+    for other in others:
+        other.mkdir()
     with on_disk.making(tmp_path / "more") as work:
         on_disk.write(work, [["b"]])
     assert list(on_disk.Lines(tmp_path / "more")) == [["b"]]
+    assert {*tmp_path.glob("*.writing")} == {*others}
     assert np.asarray(on_disk.Lines(folder).starts).tolist() == [0, 6]
 
 

@@ -155,8 +155,8 @@ def test_both_verbs_on_the_command_line(folder, capsys):
     (folder / "asked.jsonl").write_text(
         "".join(json.dumps({"_id": f"q{i}", "text": q}) + "\n" for i, q in enumerate(QUERIES))
     )
-    said_by(search_verb, capsys, "in=made", "queries=asked.jsonl", "out=found.jsonl", "hybrid=rrf", "k=4")
-    found = [json.loads(line) for line in (folder / "found.jsonl").read_text().splitlines()]
+    said_by(search_verb, capsys, "in=made", "queries=asked.jsonl", "out=new/found.jsonl", "hybrid=rrf", "k=4")
+    found = [json.loads(line) for line in (folder / "new" / "found.jsonl").read_text().splitlines()]
     assert [line["_id"] for line in found] == ["q0", "q1", "q2"] and all(len(line["found"]) == 4 for line in found)
     assert found[0]["found"] == ask("hybrid=rrf", "k=4")[0]
 
@@ -169,6 +169,8 @@ def test_both_verbs_on_the_command_line(folder, capsys):
         (["in=made", "query=  "], "the query 1 has no text"),
         (["in=made", "query=a", "query=a \udcff"], "the query 2 is not Unicode"),
         (["in=made", "query=a", "k=0"], "k=0, depth=20, candidates=100: 1 or more would fit"),
+        (["in=made", "query=a", "k=abc"], "k=abc: a number would fit"),
+        (["in=made", "query=a", "hybrid=weighted", "hybrid.weights=[1]"], "2 numbers, one a ranking"),
         (["in=nowhere", "query=a"], "nowhere: no index is there"),
         (["query=a"], "in must be given"),
         (["in=made", "query=a", "out=made"], "is there already"),
@@ -203,6 +205,11 @@ def test_another_model_at_the_same_place_is_told(folder):
         ('{"text": "a"}\n{"txt": "b"}\n', [], "row 2"),
         ('{"text": "a"}\nnonsense\n', [], "row 2"),
         ('{"text": "a"}\n{"_id": "x", "text": "a \\ud800"}\n', [], "row 2: half of a surrogate pair"),
+        ('{"_id": "a", "text": "a"}\n\n{"_id": "a", "text": "b"}\n', [], "rows 1 and 3 have the same id, 'a'"),
+        ('{"_id": "2", "text": "a"}\n{"text": "b"}\n', [], "rows 1 and 2 have the same id, '2'"),
+        ('{"text": "a"}\n', ["max_length=2"], "max_length=2: a whole number over 2, the special tokens"),
+        ('{"text": "a"}\n', ["max_length=abc"], "max_length=abc: a whole number over 2"),
+        ('{"text": "a"}\n', ["index=ivf", "index.nprobe=0"], "index.nprobe=0: 1 or more"),
         ('{"text": "a"}\n', ["index=pq"], "PQ48"),
         ('{"text": "a"}\n', ["model=nowhere/at_all"], "nowhere/at_all"),
         ('{"text": "a"}\n', ["out=there"], "there is there already"),

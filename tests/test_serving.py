@@ -74,7 +74,16 @@ def test_the_names_of_text_embeddings_inference_fit(model):
     ours, theirs, one = answers(
         create_app(model),
         ("/embed", {"texts": ["a", "b"], "role": "query"}),
-        ("/embed", {"inputs": ["a", "b"], "prompt_name": "query", "normalize": True, "truncate": True}),
+        (
+            "/embed",
+            {
+                "inputs": ["a", "b"],
+                "prompt_name": "query",
+                "normalize": True,
+                "truncate": True,
+                "truncation_direction": "Right",
+            },
+        ),
         ("/embed", {"inputs": "a", "prompt": "query: "}),
     )
     assert ours.json() == theirs.json() and len(ours.json()) == 2
@@ -206,6 +215,7 @@ def test_the_model_is_listed_as_openai_s_are(model):
         ("/v1/embeddings", {"input": "a", "model": "m", "encoding_format": "int8"}, 400, "encoding_format"),
         ("/v1/embeddings", {"input": "a", "model": "m", "role": "quary"}, 400, "query, document, symmetric, code"),
         ("/embed", {"texts": ["a"], "colour": "red"}, 400, "colour"),
+        ("/embed", {"texts": ["a"], "truncation_direction": "Left"}, 400, "truncation_direction"),
         ("/embed", {"texts": ["a", None]}, 400, "texts.1"),
         ("/embed", {"texts": {"a": 1}}, 400, "texts"),
         ("/embed", {"role": "query"}, 400, "texts"),

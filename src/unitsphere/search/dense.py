@@ -84,7 +84,7 @@ class Approximate(Index):
     def build(self, documents: np.ndarray | VectorFile) -> None:
         lists = max(1, min(int(4 * len(documents) ** 0.5), len(documents) // 40))
         name = self.factory.format(lists=lists)
-        self.name = self.name.replace(self.factory, name, 1)
+        self._call(lists)
         try:
             self._index = faiss.index_factory(documents.shape[1], name, faiss.METRIC_INNER_PRODUCT)
             _, first = next(blocks(documents, self.train_rows))
@@ -112,6 +112,11 @@ class Approximate(Index):
 
     def read(self, folder: Path, documents: VectorFile) -> None:
         self._index = faiss.read_index(str(folder / "index.faiss"))
+        if "{lists}" in self.factory:
+            self._call(faiss.extract_index_ivf(self._index).nlist)
+
+    def _call(self, lists: int) -> None:
+        self.name = self.name.replace("{lists}", str(lists))
 
 
 def _tell_of_few(index: faiss.Index, name: str, rows: int) -> None:
