@@ -89,7 +89,7 @@ def composed(*overrides: str, root: str = "train"):
 def command(*arguments: object, check: bool = True, **kwargs) -> subprocess.CompletedProcess:
     """Run `unitsphere …` in a process of its own."""
     line = [sys.executable, "-m", "unitsphere", *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=300, **kwargs)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=900, **kwargs)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 
