@@ -91,7 +91,7 @@ def test_a_failure_in_a_process_of_its_own_is_told():
 
 @pytest.mark.slow
 def test_training_and_embedding_are_measured_beside_a_variant_and_the_peer(tmp_path, pairs):
-    data = ["data=pairs", f"data.path={pairs}", "data.batch_size=8", "rounds=2", "threads=1"]
+    data = ["data=pairs", f"data.path={pairs}", "data.batch_size=8", "rounds=1", "threads=1"]
     steps = ["bench.options.steps=2", "bench.options.warm=1", "encoder=tiny", "loss=infonce"]
     line = ["bench", "train", "peer=sentence_transformers", *data, *steps, "variant.padded.trainer.packed=false"]
     done = command(*line, cwd=tmp_path)
@@ -100,7 +100,7 @@ def test_training_and_embedding_are_measured_beside_a_variant_and_the_peer(tmp_p
     assert Run.open(folder).info["status"] == "done"
     turns = pd.read_csv(folder / "rounds.csv")
     assert sorted(turns["contender"].unique()) == ["padded", "sentence_transformers", "unitsphere"]
-    assert len(turns) == 6 and (turns["samples/s"] > 0).all()
+    assert len(turns) == 3 and (turns["samples/s"] > 0).all()
     padding = turns.groupby("contender")["padding %"].max()
     assert padding["unitsphere"] == 0 and padding["padded"] > 0 and padding["sentence_transformers"] > 0
     assert "unitsphere/samples/s" in json.loads((folder / "metrics.json").read_text())

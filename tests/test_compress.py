@@ -104,7 +104,7 @@ def test_bad_usage_is_said_before_anything_is_made(tmp_path, pairs):
         (["model=mine", "compression=onnx", "target=quality>98%", *data], "quality>98%"),
         (["model=nowhere", "compression=onnx"], "no such folder"),
         (
-            ["model=mine", "compression=onnx", *data, "measure=false", "target=size<=1MB latency_p99<=9ms"],
+            ["model=mine", "compression=onnx", *data, "measure=false", "target='size<=1MB latency_p99<=9ms'"],
             "target: latency_p99 would have to be measured",
         ),
         (["model=mine", "compression=onnx"], "has no test queries"),
