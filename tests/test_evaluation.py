@@ -212,7 +212,7 @@ def test_a_text_is_searched_under_its_own_instruction():
         asked.update(dict.fromkeys(texts, prompt))
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
-    instructions = {"short": "find: ", "a longer document": "passage: "}
+    instructions = {("query", "short"): "find: ", ("document", "a longer document"): "passage: "}
     corpus = {"1": "a longer document", "2": "x"}
     made = RetrievalSet(
         "made", corpus, {"1": "short", "2": "another"}, {"1": {"1": 1}, "2": {"2": 1}}, None, instructions
