@@ -34,6 +34,8 @@ LIBRARIES = (
     "faiss-cpu", "pytrec-eval-terrier", "datasets",
 )  # fmt: skip
 
+HELD: set[Path] = set()  # folders of the runs that this process works on
+
 
 @dataclass(frozen=True)
 class Run:
@@ -117,11 +119,17 @@ class Run:
             return
         try:
             with FileLock(self.folder / ".lock", timeout=seconds):
-                yield
+                HELD.add(self.folder.resolve())
+                try:
+                    yield
+                finally:
+                    HELD.remove(self.folder.resolve())
         except Timeout:
             raise UsageError(f"{self.folder}: another process is working on this run.") from None
 
     def _held(self) -> bool:
+        if self.folder.resolve() in HELD:
+            return True
         try:
             with FileLock(self.folder / ".lock", timeout=0.2):
                 return False
