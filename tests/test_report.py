@@ -14,7 +14,7 @@ from made_runs import made
 from test_training import run_here
 from unitsphere.cli import report
 from unitsphere.errors import UsageError
-from unitsphere.evaluation.geometry import cosines, flat
+from unitsphere.evaluation.geometry import flat
 from unitsphere.evaluation.retrieval import places, worst
 from unitsphere.report import sweep_page
 from unitsphere.runs import Run
@@ -90,15 +90,6 @@ def test_the_map_is_the_plane_of_most_variance():
     assert table["text"].tolist()[28:32] == ["q28", "q29", "d0", "d1"]
     assert table["role"].tolist()[29:31] == ["query", "document"] and table["pair"].tolist()[29:31] == [29, 0]
     assert len(flat(q[:1], d[:1], ["q"], ["d"])) == 2
-
-
-def test_cosines_are_of_pairs_and_of_none():
-    rng = np.random.default_rng(1)
-    q, d = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 5, 3)))
-    table = cosines(q, d)
-    expected = [float(q[i] @ d[i]) for i in range(5)] + [float(q[i] @ d[i - 1]) for i in range(5)]
-    np.testing.assert_allclose(table["cosine"], expected)
-    assert table["kind"].value_counts().to_dict() == {"positive": 5, "other": 5}
 
 
 def copied(run, to):

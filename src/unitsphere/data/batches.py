@@ -16,8 +16,8 @@ from torch import Tensor
 from unitsphere.data.rows import Rows
 from unitsphere.data.samplers import Sampler
 from unitsphere.data.tokens import Ahead, AsNeeded
+from unitsphere.digest import hashes
 from unitsphere.errors import UsageError
-from unitsphere.formats.fingerprint import hashes
 from unitsphere.types import Batch, Text
 
 ROLES = {"anchor": "query", "positive": "document", "negative": "document"}

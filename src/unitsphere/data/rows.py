@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from unitsphere.digest import hashes
 from unitsphere.errors import UsageError
 from unitsphere.formats.fingerprint import fingerprint as of_set
-from unitsphere.formats.fingerprint import hashes
 from unitsphere.formats.on_disk import Column
 from unitsphere.types import RetrievalSet
 

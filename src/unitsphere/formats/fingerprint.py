@@ -1,9 +1,7 @@
-"""Names for texts and for a retrieval set's content, by which two evaluations know whether they searched the same."""
+"""A name for a retrieval set's content, by which two evaluations know whether they searched the same."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
-
-import numpy as np
+from collections.abc import Mapping
 
 from unitsphere.types import RetrievalSet
 
@@ -15,12 +13,3 @@ def fingerprint(of: RetrievalSet) -> str:
         for key, value in sorted(part.items()):
             digest.update(repr((key, sorted(value.items()) if isinstance(value, Mapping) else value)).encode())
     return digest.hexdigest()
-
-
-def hashes(texts: Iterable[str]) -> np.ndarray:
-    """64 bits of each text's hash, as int64, so that equal texts are equal in every batch, rank and run.
-
-    Among 5 million texts two different ones are equal with a probability of 1e-6.
-    """
-    found = (hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest() for text in texts)
-    return np.fromiter(found, dtype="S8").view(np.int64)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from unitsphere import paths
+from unitsphere.digest import hashes
 from unitsphere.errors import UsageError
-from unitsphere.formats.fingerprint import hashes
 from unitsphere.formats.records import BadRow, records
 
 

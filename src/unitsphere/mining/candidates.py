@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unitsphere.formats.fingerprint import hashes
+from unitsphere.digest import hashes
 from unitsphere.similar import normalised
 
 
