@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from conftest import composed
 from unitsphere import artefact
 from unitsphere.bench import memory, speed
-from unitsphere.cli.climb import as_read, group, primaries
+from unitsphere.cli.chain import group
+from unitsphere.cli.climb import as_read, primaries
 from unitsphere.cli.compress import scored_on
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError

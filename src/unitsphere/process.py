@@ -50,7 +50,8 @@ def peak_memory() -> float:
     """
     status = Path("/proc/self/status")
     if status.exists():
-        return float(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024  # type: ignore[index]
+        (kib,) = re.findall(r"VmHWM:\s+(\d+)", status.read_text())
+        return float(kib) / 1024
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, where there is no /proc

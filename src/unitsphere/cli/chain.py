@@ -106,7 +106,12 @@ def shared(stage: Sequence[str], everywhere: Sequence[str]) -> list[str]:
     """What a stage takes of the overrides that are for all: one that does not train knows SHARED only."""
     if verb(stage) == "train":
         return list(everywhere)
-    return [o for o in everywhere if o.lstrip("+~").partition("=")[0].partition(".")[0] in SHARED]
+    return [o for o in everywhere if group(o) in SHARED]
+
+
+def group(override: str) -> str:
+    """The group, or first part of the key, that an override changes: +data@data.sources.a=b, data.path=c -> data."""
+    return override.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]
 
 
 def verb(stage: Sequence[str]) -> str:

@@ -170,11 +170,6 @@ def as_read(run: Run, folder: Path) -> list[str]:
     return [f"--config-dir={folder}", *(f"{name}=of_run" for name in groups)]
 
 
-def group(override: str) -> str:
-    """The group, or first part of the key, that an override changes: +data@data.sources.a=b, data.path=c -> data."""
-    return override.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]
-
-
 def primaries(result: "Result") -> list[str]:
     """The primary metric, then the first of every other task."""
     first = {result.primary.partition("/")[0]: result.primary}

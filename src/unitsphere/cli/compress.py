@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app
-from unitsphere.cli.chain import SHARED
-from unitsphere.cli.climb import Work, group
+from unitsphere.cli.chain import SHARED, group
+from unitsphere.cli.climb import Work
 from unitsphere.cli.rungs import Chain, chains, divided, prefixed
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, provenance, stamped, write
