@@ -1,8 +1,11 @@
 """The verb: chains and ladders are carried out, scored as they will be executed, measured, and chosen from."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -64,6 +67,68 @@ def test_a_chain_with_a_recovery_is_carried_out_and_every_step_is_scored(tmp_pat
         assert rung["throughput"] > 0 and rung["memory"] > 0 and rung["latency_p99"] >= rung["latency_p50"]
     for file in ("ladder.md", "ladder.tex", "ladder.csv", "ladder.html", "pictures/ladder.png"):
         assert (folder / file).stat().st_size > 100
+
+
+def ladder_of(tmp_path, **rungs):
+    """Arguments of a ladder of one's own, scored and not measured."""
+    write_to = tmp_path / "conf" / "ladder" / "own.yaml"
+    write_to.parent.mkdir(parents=True, exist_ok=True)
+    write_to.write_text(json.dumps(rungs))
+    settings = ["ladder=own", "sample=40", "measure=false", "threads=1", "data=pairs", "data.batch_size=8"]
+    return [f"--config-dir={tmp_path / 'conf'}", "model=mine", *settings]
+
+
+@pytest.mark.slow
+def test_one_that_was_killed_goes_on_where_it_was(tmp_path, pairs):
+    saved(tmp_path / "mine")
+    taught = ["compression=[prune_layers,recover]", "compression.prune_layers.count=1"]
+    given = ladder_of(tmp_path, taught=taught, small=["compression=int8_dynamic"])
+    given += [f"data.path={pairs}", "recovery.trainer.max_steps=40", "recovery.callbacks.selection.save_every=2"]
+    line = [sys.executable, "-m", "unitsphere", "compress", *given, "outputs=cut"]
+    process = subprocess.Popen(line, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (found := list(tmp_path.glob("cut/compressed/mine/*/runs/taught/recover/**/last.ckpt"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    folder = found[0].relative_to(tmp_path / "cut" / "compressed" / "mine").parts[0]
+    cut = Run.open(tmp_path / "cut" / "compressed" / "mine" / folder)
+    assert cut.info["status"] == "killed" and "original/pairs/mrr@10" in cut.metrics
+    kept = {file: file.stat().st_mtime_ns for file in cut.folder.glob("models/*/*") if file.is_file()}
+    assert {file.parent.name for file in kept} == {"original", "small"}
+
+    again = compress(*given, "outputs=cut", "~ladder", "compression=onnx", cwd=tmp_path)
+    assert again.returncode == 0 and f"compress resume={cut.folder}" in again.stdout
+    done = compress(f"resume={cut.folder}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all(file.stat().st_mtime_ns == time_before for file, time_before in kept.items())
+    (recovery,) = cut.folder.glob("runs/taught/recover/recovery/*")
+    assert Run(recovery).info["steps"] == 40 and 0 < Run(recovery).info["train_steps"] < 40
+    whole = compress(*given, "outputs=whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    (other,) = (tmp_path / "whole" / "compressed" / "mine").iterdir()
+    assert cut.info["status"] == "done" and cut.metrics == Run(other).metrics
+    assert [rung["name"] for rung in cut.info["rungs"]] == ["original", "taught", "small"]
+    for arguments, what in (
+        ([f"resume={cut.folder}"], "it is done"),
+        ([f"resume={cut.folder}", "seed=2"], "leave out seed=2"),
+        ([f"resume={recovery}"], "no folder of `unitsphere compress`"),
+        (["resume=nowhere"], "nowhere is not a run folder"),
+    ):
+        refused = compress(*arguments, cwd=tmp_path)
+        assert refused.returncode == 2 and what in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_the_model_is_told_of_before_anything_is_scored_or_trained(tmp_path, pairs):
+    saved(tmp_path / "mine")
+    wide = ["compression=truncate", "compression.truncate.dim=9999"]
+    given = ladder_of(tmp_path, taught=["compression=[prune_layers,recover]"], wide=wide)
+    done = compress(*given, f"data.path={pairs}", cwd=tmp_path)
+    assert done.returncode == 2 and "9999" in done.stderr, done.stderr
+    (folder,) = (tmp_path / "outputs" / "compressed" / "mine").iterdir()
+    assert Run.open(folder).metrics == {} and not (folder / "runs" / "taught").exists()
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ fast = pytest.mark.skipif(inference.LINEAR is None, reason="this torch has no on
 
 
 def states(model, tokens):
-    return model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state[tokens.mask.bool()]
+    out = model(input_ids=tokens.ids, attention_mask=tokens.mask, output_hidden_states=False)  # as an encoder asks
+    return out.last_hidden_state[tokens.mask.bool()]
 
 
 @fast
@@ -45,7 +46,7 @@ def test_states_are_those_of_transformers(kind, dtype, monkeypatch):
     kinds = {type(m) for m in quick.modules()}
     assert (Linear in kinds) == (kind != "falcon")  # which has a class of its own
     assert (Intermediate in kinds) == (kind in {"bert", "roberta", "xlm-roberta", "electra", "mpnet", "deberta"})
-    own = {"mpnet", "deberta", "llama", "falcon", "modernbert"}  # attentions, or causal or local ones
+    own = {"mpnet", "deberta", "llama", "falcon"}  # attentions, or causal ones
     assert bool(taken) == (dtype == torch.bfloat16 and kind not in own)
 
 
@@ -80,17 +81,49 @@ def test_only_the_gelu_that_the_operator_computes_is_taken_into_it(name):
 
 
 @fast
-def test_gradients_and_training_are_untouched():
+@pytest.mark.parametrize("kind", FITTING)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_are_those_of_transformers(kind, frozen):
     torch.manual_seed(0)
-    plain = transformers.BertModel(copy.deepcopy(FITTING["bert"])).eval()
-    quick = copy.deepcopy(plain)
+    plain = transformers.AutoModel.from_config(copy.deepcopy(FITTING[kind])).double().eval()
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad = not frozen or "bias" in name
+    quick = copy.deepcopy(plain).float()
     infer_fast(quick)
-    tokens = padded()
-    for model in (plain, quick):
-        states(model, tokens).square().mean().backward()
+    tokens, taken = padded(plain.config.pad_token_id), []
+    out = states(quick, tokens)
+    todo = [out.grad_fn]
+    while todo:
+        node = todo.pop()
+        taken.append(node.name())
+        todo += [after for after, _ in node.next_functions if after is not None and after not in todo]
+    assert any("_Product" in name for name in taken) and not any("Addmm" in name for name in taken)
+    out.pow(3).mean().backward()
+    states(plain, tokens).pow(3).mean().backward()
     for a, b in zip(plain.parameters(), quick.parameters(), strict=True):
-        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(b.grad.double(), a.grad, atol=1e-6 * float(a.grad.abs().max()) + 1e-9, rtol=1e-4)
     assert plain.state_dict().keys() == quick.state_dict().keys()
+
+
+@fast
+@pytest.mark.parametrize("shape", [(5,), (7, 5), (2, 3, 5), (0, 5)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_products_gradients_are_those_of_its_formula(shape, bias):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(5, 4, bias), torch.randn(shape, requires_grad=True)
+    torch.autograd.backward(layer(x), out := torch.randn(*shape[:-1], 4))
+    expected = [x.grad, *(parameter.grad for parameter in layer.parameters())]
+    slow = out.reshape(-1, 4).T @ x.detach().reshape(-1, 5)
+    torch.testing.assert_close(expected[1], slow)
+    x.grad = layer.weight.grad = None
+    if bias:
+        layer.bias.grad = None
+    layer.__class__ = Linear
+    torch.autograd.backward(layer(x), out)
+    for a, b in zip([x.grad, *(parameter.grad for parameter in layer.parameters())], expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_it_is_for_inference_in_float32_or_bfloat16_alone():

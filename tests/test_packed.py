@@ -10,7 +10,7 @@ from making import passes
 from test_chunks import made
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.drop_head import add_drop_head
-from unitsphere.encoders.packed import can_be_packed, groups, packed
+from unitsphere.encoders.packed import Apart, Joined, can_be_packed, groups, packed
 from unitsphere.encoders.tiny import tiny
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
@@ -115,8 +115,15 @@ def test_views_have_their_own_dropout_and_evaluation_has_none():
 def test_groups_cover_every_token_once_and_a_rectangle_has_no_mask():
     mask = padded(lengths=(2, 2, 3, 5, 5)).mask
     found = groups(mask, 2)
-    assert [g.shape for g in found] == [(3, 3), (2, 5)]
-    assert [(g.tokens.start, g.tokens.stop) for g in found] == [(0, 7), (7, 17)]
+    assert [g.token.tolist() for g in found] == [[[0, 1, 0], [2, 3, 0], [4, 5, 6]], [[*range(7, 12)], [*range(12, 17)]]]
+    assert [g.place.tolist() for g in found] == [[0, 1, 3, 4, 6, 7, 8], [*range(10)]]
+    assert [g.hollow.tolist() for g in found] == [[2, 5], []]
     assert found[0].mask is not None and found[1].mask is None
-    x = torch.arange(17.0).view(17, 1, 1)
-    assert torch.equal(torch.cat([g.packed(g.padded(x)) for g in found]), x)
+    x = torch.randn(17, 2, 3)
+    rectangles = [g.rectangle(heads=2) for g in found]
+    parts = Apart.apply(x, rectangles)
+    for text, (begin, end) in enumerate([(0, 2), (2, 4), (4, 7), (7, 12), (12, 17)]):
+        for head in range(2):
+            mine = parts[text // 3][text % 3, head, : end - begin]
+            assert torch.equal(mine, x[begin:end, head])
+    assert torch.equal(Joined.apply(rectangles, *parts), x)

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unitsphere import paths
 from unitsphere.cli import hydra_app
-from unitsphere.cli.chain import last_of_each_key
+from unitsphere.cli.chain import SHARED, group, last_of_each_key
 from unitsphere.cli.rungs import Chain
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, write
@@ -31,11 +31,11 @@ class Work:
 
     Args:
         config: Resolved.
-        typed: What of the overrides goes to a recovery, too.
-        of_run: The run whose model it is, if one: a recovery reads what it read, unless `typed` names data.
+        typed: The overrides that it was composed from; a recovery reads what they name, else, where the model is a
+            run's, what that run read.
     """
 
-    def __init__(self, config: DictConfig, typed: Sequence[str], of_run: Run | None):
+    def __init__(self, config: DictConfig, typed: Sequence[str]):
         import torch
 
         from unitsphere import artefact
@@ -44,8 +44,9 @@ class Work:
 
         torch.set_num_threads(config.threads)
         artefact.load(config.model)  # so that one which cannot be loaded is named first, and leaves no folder
-        self.config, self.typed = config, typed
-        self.of_run = None if any(override.startswith("data=") for override in typed) else of_run
+        self.config, self.typed = config, [override for override in typed if group(override) in SHARED]
+        named = any(override.startswith("data=") for override in self.typed)
+        self.of_run = None if named else run_of(config.model)
         self.data = build(config.data) if config.get("data") is not None else None
         splits = self.data.splits if self.data is not None else None
         self.test = build_evaluators(config.eval, "test", splits.test if splits else None)
@@ -59,30 +60,46 @@ class Work:
         self.max_length = config.max_length or (self.data.max_length if self.data is not None else None)
 
     def climb(self, run: Run, rungs: Mapping[str, Chain]) -> None:
-        """Make, save and score the original and every rung, then measure all of them."""
+        """Make, save and score the original and every rung, then measure all of them. What the folder of a run that was
+        cut has already stays as it is.
+
+        What needs no training is made before anything is scored: a step that does not fit this model says so within
+        minutes.
+        """
         from unitsphere import artefact
         from unitsphere.report.ladder import BASELINE, Rung, noted
         from unitsphere.report.table import show
 
         models = run.folder / "models"
-        models.mkdir()
-        found: dict[str, Rung] = {}
-        for name, chain in {BASELINE: Chain({}), **rungs}.items():
-            place = models / name
-            artefact.save(self.carried_out(run, name, chain), place)
-            self.made[chain.key(len(chain.nodes))] = place
-            model = artefact.load(place)  # what a user gets, and nothing that only this process has
+        models.mkdir(exist_ok=True)
+        chains = {BASELINE: Chain({}), **rungs}
+        for name, chain in chains.items():
+            if not any(step.recovery for step in chain.steps.values()):
+                self.make(run, name, chain)
+        found = {rung["name"]: Rung(**rung) for rung in run.info.get("rungs", ())}
+        for name in [name for name in chains if name not in found]:
+            self.make(run, name, chains[name])
+            model = artefact.load(models / name)  # what a user gets, and nothing that only this process has
             result = self.scored(model)
-            if not found:
+            if name == BASELINE:
                 run.note(primaries=primaries(result), protocol=result.protocol)
             run.add_metrics({f"{name}/{k}": v for k, v in result.metrics.items()})
             run.add_items(name, result.items)
-            size = sum(f.stat().st_size for f in place.rglob("*") if f.is_file() and f.suffix in WEIGHTS)
-            found[name] = Rung(name, " ".join(chain.steps) or "-", size, model.vector_bytes)
+            size = sum(f.stat().st_size for f in (models / name).rglob("*") if f.is_file() and f.suffix in WEIGHTS)
+            found[name] = Rung(name, " ".join(chains[name].steps) or "-", size, model.vector_bytes)
             run.note(rungs=noted(found))
             show(f"{name}: {result.primary} {100 * result.metrics[result.primary]:.2f}, {size / 1e6:.1f} MB")
         if self.config.measure:
             run.note(rungs=noted(self.measured(models, found)))
+
+    def make(self, run: Run, name: str, chain: Chain) -> None:
+        """Save a rung's model, unless it is there."""
+        from unitsphere import artefact
+
+        place = run.folder / "models" / name
+        if not place.exists():
+            artefact.save(self.carried_out(run, name, chain), place)
+        self.made[chain.key(len(chain.nodes))] = place
 
     def carried_out(self, run: Run, rung: str, chain: Chain) -> "Model":
         """The original after these steps, each in a folder of its own."""
@@ -94,6 +111,10 @@ class Work:
         model = artefact.load(self.made[chain.key(done)] if done else self.config.model)
         for name, step in list(chain.steps.items())[done:]:
             folder = run.folder / "runs" / rung / name
+            if recovery(folder) is not None:
+                model = trained(folder)
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             score = None if scores_nothing(self.dev()) else self.dev_score
             context = Context(self.pairs, self.max_length, folder, self.config.seed, score)
@@ -114,13 +135,7 @@ class Work:
         fixed = [hydra_app.quoted(f"{key}={place}") for key, place in (("init", start), ("outputs", context.folder))]
         fixed += [f"seed={self.config.seed}", f"trainer.threads={self.config.threads}", "name=recovery"]
         read = as_read(self.of_run, context.folder / "conf") if self.of_run is not None else []
-        given = [*read, *self.typed, *own, *fixed]
-        ended = subprocess.run([sys.executable, "-m", "unitsphere", "train", *last_of_each_key(given)])
-        if ended.returncode:
-            raise UsageError(f"the recovery in {context.folder} failed; what it said stands above")
-        trained = max((context.folder / "recovery").iterdir())
-        shutil.rmtree(start)
-        return artefact.load(trained)
+        return trained(context.folder, last_of_each_key([*read, *self.typed, *own, *fixed]))
 
     def dev_score(self, model: "Model") -> float:
         """The primary metric on dev."""
@@ -159,6 +174,35 @@ class Work:
             )
             for name, rung in found.items()
         }
+
+
+def recovery(folder: Path) -> Run | None:
+    """The run of the training that a step asked for, in the step's folder; None where it has not begun."""
+    return next((Run(file.parent) for file in folder.glob("recovery/*/run.json")), None)
+
+
+def trained(folder: Path, arguments: Sequence[str] = ()) -> "Model":
+    """The model of a step's recovery, which is begun with these arguments of `unitsphere train`, or goes on.
+
+    Raises:
+        UsageError: It failed; what it said stands above.
+    """
+    from unitsphere import artefact
+
+    run = recovery(folder)
+    if run is None or run.info["status"] != "done":
+        line = arguments if run is None else [hydra_app.quoted(f"resume={run.folder}")]
+        if subprocess.run([sys.executable, "-m", "unitsphere", "train", *line]).returncode:
+            raise UsageError(f"the recovery in {folder} failed; what it said stands above")
+        run = recovery(folder)
+    assert run is not None
+    shutil.rmtree(folder / "start", ignore_errors=True)
+    return artefact.load(run.folder)
+
+
+def run_of(model: str) -> Run | None:
+    """The run whose model it is, if it is a run's folder."""
+    return Run.open(model) if (Path(model) / "run.json").exists() else None
 
 
 def as_read(run: Run, folder: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app
-from unitsphere.cli.chain import SHARED, group
-from unitsphere.cli.climb import Work
-from unitsphere.cli.rungs import Chain, chains, divided, prefixed
+from unitsphere.cli.chain import group
+from unitsphere.cli.climb import Work, run_of
+from unitsphere.cli.rungs import Chain, chains, divided, from_plain, plain, prefixed
 from unitsphere.errors import UsageError
 from unitsphere.runs import Run, provenance, stamped, write
 
@@ -22,6 +22,11 @@ OF_RANKS = ("UNITSPHERE_RUN_OF_RANKS", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
+    first = arguments[0] if arguments else ""
+    if first.startswith("resume="):
+        if len(arguments) > 1:
+            raise UsageError(f"resume= goes on exactly as it began; leave out {' '.join(arguments[1:])}")
+        return resume(first.removeprefix("resume="))
     own, others = divided(arguments)
     hydra_app.run("compress", partial(job, recovery=own), others)
 
@@ -61,13 +66,12 @@ def after_training(run: Run) -> None:
 
 
 def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
-    """Make every rung, score it, measure them all, print and save."""
+    """Compose, make the folder, and carry it out."""
     from hydra.core.hydra_config import HydraConfig
 
-    from unitsphere.process import cpu_threads, quiet
+    from unitsphere.process import cpu_threads
     from unitsphere.report import ladder
 
-    quiet()
     typed = list(HydraConfig.get().overrides.task)
     config = hydra_app.resolved(config)
     if config.threads == "auto":
@@ -80,27 +84,56 @@ def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
     hydra_app.make_absolute(config)
     if Path(config.model).expanduser().exists():
         config.model = str(Path(config.model).expanduser().resolve())
-    of_run = Run.open(config.model) if (Path(config.model) / "run.json").exists() else None
+    of_run = run_of(config.model)
     if config.get("data") is None and of_run is not None:
         config.data = of_run.config.data
     if of_run is not None and "eval" not in map(group, typed):
         config.eval = scored_on(of_run) or config.eval
-    work = Work(config, [o for o in typed if group(o) in SHARED], of_run)
-    for file in sorted((Path(config.outputs) / "compressed" / Path(config.model).name).glob("*/run.json")):
+    work = Work(config, typed)
+    folder = (Path(config.outputs) / "compressed" / Path(config.model).name).resolve()
+    for file in sorted(folder.glob("*/run.json")):
         if Run(file.parent).info["status"] == "killed":
-            sys.stdout.write(f"{file.parent} was cut; this is a new one, and takes nothing from it\n")
-    run = Run.create(Path(config.outputs) / "compressed" / Path(config.model).name, stamped("compress"))
+            sys.stdout.write(f"{file.parent} was cut; this is a new one. To go on: compress resume={file.parent}\n")
+    run = Run.create(folder, stamped("compress"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*typed, *map(prefixed, recovery)])))
-    run.note(**provenance(), status="running", model=config.model, threads=config.threads, choices={})
+    write(run.folder / "rungs.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(rungs))))
+    run.note(status="created", model=config.model, choices={})
+    go(run, work, rungs)
+
+
+def resume(path: str) -> None:
+    """Go on with one that was cut.
+
+    Raises:
+        UsageError: It is no such folder, it is done, or another process is at it.
+    """
+    run = Run.open(path)
+    status = run.info["status"]
+    if not (run.folder / "rungs.yaml").exists():
+        raise UsageError(f"resume={path}: no folder of `unitsphere compress`, which holds rungs.yaml")
+    if status in ("done", "running"):
+        raise UsageError(f"resume={path}: it is {status}")
+    run = Run(run.folder.resolve())
+    typed: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "overrides.yaml"))
+    rungs: Any = OmegaConf.load(run.folder / "rungs.yaml")
+    go(run, Work(run.config, divided(typed)[1]), from_plain(rungs))
+
+
+def go(run: Run, work: Work, rungs: Mapping[str, Chain]) -> None:
+    """Make every rung, score it, measure them all, print and save."""
+    from unitsphere.process import quiet
+
+    quiet()
     with run.lock():
+        run.note(**provenance(), status="running", threads=run.config.threads)
         try:
             work.climb(run, rungs)
         except BaseException as error:
             run.note(status="failed", error=f"{type(error).__name__}: {error}")
             raise
-        run.note(status="done")
-    report(run, config.target)
+        run.note(status="done", error=None)
+    report(run, run.config.target)
 
 
 def report(run: Run, target: str | None) -> None:

@@ -93,3 +93,13 @@ def compose(rung: str, overrides: Sequence[str], recovery: Sequence[str]) -> Cha
         raise UsageError(f"ladder: {rung}: {list(overrides)} names no compression=…")
     nodes = {str(name): hydra_app.resolved(node) for name, node in composed.compression.items()}
     return Chain(nodes, [*recovery, *own])
+
+
+def plain(rungs: Mapping[str, Chain]) -> dict[str, Any]:
+    """As plain values, which `from_plain` turns into chains again."""
+    return {rung: {"steps": dict(chain.nodes), "recovery": list(chain.recovery)} for rung, chain in rungs.items()}
+
+
+def from_plain(rungs: Mapping[str, Any]) -> dict[str, Chain]:
+    """What `plain` gave."""
+    return {str(rung): Chain(saved["steps"], saved["recovery"]) for rung, saved in rungs.items()}

@@ -41,7 +41,7 @@ def attention(
     known = {"dropout", "scaling", "is_causal"}
     odd = (
         (getattr(module, "is_causal", True) if causal is None else causal)
-        or any(value is not None for name, value in options.items() if name not in known)
+        or any(value is not None and value is not False for name, value in options.items() if name not in known)
         or (attention_mask is not None and attention_mask.dtype != torch.bool)
         or key.shape != query.shape
     )

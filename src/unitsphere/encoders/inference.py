@@ -18,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers.activations import GELUActivation
 
 from unitsphere.encoders.attention import BF16
@@ -27,23 +28,50 @@ LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.back
 AT_ONCE = 16  # passes: with more, Python's lock, which each holds for a few percent of its time, would be waited for
 
 
-def infers(x: Tensor) -> bool:
+def computed_here(x: Tensor) -> bool:
     """Whether a computation that begins with x is one that this file is for."""
     return (
         x.device.type == "cpu"
         and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and BF16))
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
 
 
+def infers(x: Tensor) -> bool:
+    """Whether it is, and no gradient can be wanted."""
+    return computed_here(x) and not torch.is_grad_enabled()
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b of (…, K), (N, K) and (N,), with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return LINEAR(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            LINEAR(gradient.contiguous(), weight.t(), None, "none", [], "") if of_x else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None,  # in which MKL is as fast
+            rows.sum(dim=0) if of_bias else None,
+        )
+
+
 class Linear(nn.Linear):
     """x W^T + b."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return LINEAR(x, self.weight, self.bias, "none", [], "") if infers(x) else super().forward(x)
+        if infers(x):
+            return LINEAR(x, self.weight, self.bias, "none", [], "")
+        return _Product.apply(x, self.weight, self.bias) if computed_here(x) else super().forward(x)
 
 
 class Intermediate(nn.Module):

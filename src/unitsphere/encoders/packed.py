@@ -8,11 +8,13 @@ Code: transformers' attention interface, https://huggingface.co/docs/transformer
 of Zeng et al. 2022, effective (unpadded) BERT, https://arxiv.org/abs/2208.08124.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
@@ -24,49 +26,105 @@ NAME = "unitsphere_packed"
 
 
 @dataclass(frozen=True)
+class Rectangle:
+    """The numbers of some texts (B, H, T, D), and the rows of D numbers in it.
+
+    Attributes:
+        shape: B, H, T.
+        rows: Which row of all tokens' (N H, D) stands in each of the rectangle's; anyone's in the padding.
+        place: In which of the rectangle's each row of the group's own tokens stands.
+        hollow: In which none does.
+    """
+
+    shape: tuple[int, int, int]
+    rows: Tensor
+    place: Tensor
+    hollow: Tensor
+
+
+@dataclass(frozen=True)
 class Group:
     """Texts that attention pads together.
 
     Attributes:
-        tokens: Which tokens of the row they are.
-        shape: Number of texts, and the length of the longest.
-        place: Index of each token in the flattened padded rectangle; None where all are equally long.
-        mask: (B, 1, 1, T), True where there is a token; None likewise.
+        token: (B, T), of the length T of the longest: which token stands there; anyone in the padding.
+        place: Where in its flattened form each of the group's tokens stands.
+        hollow: Where none does.
+        mask: (B, 1, 1, T), True where there is a token; None where all texts are equally long.
     """
 
-    tokens: slice
-    shape: tuple[int, int]
-    place: Tensor | None
+    token: Tensor
+    place: Tensor
+    hollow: Tensor
     mask: Tensor | None
 
-    def padded(self, x: Tensor) -> Tensor:
-        """(N, H, D) of the row -> (B, H, T, D)."""
-        mine = x[self.tokens]
-        if self.place is not None:
-            wide = mine.new_zeros(self.shape[0] * self.shape[1], *mine.shape[1:])
-            mine = wide.index_copy(0, self.place, mine)
-        return mine.view(*self.shape, *mine.shape[1:]).transpose(1, 2)
+    def rectangle(self, heads: int) -> Rectangle:
+        """Of each token's numbers in so many heads."""
+        head, (texts, length) = torch.arange(heads, device=self.token.device), self.token.shape
 
-    def packed(self, x: Tensor) -> Tensor:
-        """(B, H, T, D) -> (n, H, D), its part of the row."""
-        flat = x.transpose(1, 2).flatten(0, 1)
-        return flat if self.place is None else flat[self.place]
+        def of_heads(places: Tensor) -> Tensor:
+            first = places // length * (heads * length) + places % length
+            return (first[:, None] + head * length).flatten()
+
+        rows = (self.token[:, None] * heads + head[:, None]).flatten()
+        return Rectangle((texts, heads, length), rows, of_heads(self.place), of_heads(self.hollow))
 
 
 def groups(mask: Tensor, count: int) -> list[Group]:
     """Of a mask (B, T): `count` groups of neighbouring rows, which had best be sorted by length."""
     found, start = [], 0
-    for rows in mask.bool().tensor_split(min(count, len(mask))):
-        lengths = rows.sum(dim=1)
-        rows = rows[:, : int(lengths.max())]
-        stop = start + int(lengths.sum())
-        full = bool(rows.all())
-        place = None if full else rows.flatten().nonzero()[:, 0]
-        found.append(
-            Group(slice(start, stop), (len(rows), rows.shape[1]), place, None if full else rows[:, None, None])
-        )
-        start = stop
+    for there in mask.bool().tensor_split(min(count, len(mask))):
+        there = there[:, : int(there.sum(dim=1).max())]
+        place, hollow = (x.flatten().nonzero()[:, 0] for x in (there, ~there))
+        token = torch.zeros(there.numel(), dtype=torch.long, device=mask.device)
+        token[place] = torch.arange(start, start + len(place), device=mask.device)
+        start += len(place)
+        found.append(Group(token.view(there.shape), place, hollow, there[:, None, None] if len(hollow) else None))
     return found
+
+
+def apart(x: Tensor, rectangles: Sequence[Rectangle]) -> tuple[Tensor, ...]:
+    """(N, H, D) of all tokens -> (B, H, T, D) of each rectangle, with a token's numbers in the padding, too."""
+    flat = x.reshape(-1, x.shape[-1])
+    return tuple(flat.index_select(0, r.rows).view(*r.shape, -1) for r in rectangles)
+
+
+def joined(parts: Sequence[Tensor], rectangles: Sequence[Rectangle]) -> Tensor:
+    """(B, H, T, D) of each rectangle -> (N, H, D) of all tokens."""
+    _, heads, _, dim = parts[0].shape
+    flat = [x.reshape(-1, dim).index_select(0, r.place) for x, r in zip(parts, rectangles, strict=True)]
+    return torch.cat(flat).view(-1, heads, dim)
+
+
+class Apart(torch.autograd.Function):
+    """`apart` with its gradient, which nothing of the padding has a part in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rectangles: Sequence[Rectangle]) -> tuple[Tensor, ...]:
+        ctx.rectangles = rectangles
+        return apart(x, rectangles)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return joined(gradients, ctx.rectangles), None
+
+
+class Joined(torch.autograd.Function):
+    """`joined` with its gradient, which is 0 in the padding."""
+
+    @staticmethod
+    def forward(ctx: Any, rectangles: Sequence[Rectangle], *parts: Tensor) -> Tensor:
+        ctx.rectangles = rectangles
+        return joined(parts, rectangles)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        parts = apart(gradient, ctx.rectangles)
+        for x, r in zip(parts, ctx.rectangles, strict=True):
+            x.view(-1, x.shape[-1]).index_fill_(0, r.hollow, 0)
+        return None, *parts
 
 
 def attention(
@@ -82,16 +140,15 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention within each text of a row: (1, H, N, D) -> (1, N, H, D)."""
     assert groups is not None
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (N, H, D)
+    rectangles = [group.rectangle(query.shape[1]) for group in groups]
+    padded = (Apart.apply(x[0].transpose(0, 1), rectangles) for x in (query, key, value))
     parts = []
-    for group in groups:
-        own = group.padded(q), group.padded(k), group.padded(v)
+    for group, q, k, v in zip(groups, *padded, strict=True):
         if in_tiles(query, dropout):
-            seen = attend(*own, group.mask, dropout, scaling)
+            parts.append(attend(q, k, v, group.mask, dropout, scaling))
         else:
-            seen = F.scaled_dot_product_attention(*own, attn_mask=group.mask, dropout_p=dropout, scale=scaling)
-        parts.append(group.packed(seen))
-    return torch.cat(parts)[None], None
+            parts.append(F.scaled_dot_product_attention(q, k, v, group.mask, dropout, scale=scaling))
+    return Joined.apply(rectangles, *parts)[None], None
 
 
 AttentionInterface.register(NAME, attention)
