@@ -23,8 +23,10 @@ from unitsphere.types import Text
 
 
 def test_flops_are_those_that_torch_counts():
-    model = tiny(dim=64, depth=3).model.eval()
-    model.set_attn_implementation("eager")  # which it counts on every machine, as it does what has a gradient
+    model = (
+        tiny(dim=64, depth=3).model.eval().double()
+    )  # whose products and, below, attention are torch's, which it counts
+    model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counted:
         model(input_ids=torch.full((4, 20), 7))
     assert peak.forward_flops(model, 4 * 20, 4 * 20**2) == pytest.approx(counted.get_total_flops())

@@ -112,10 +112,14 @@ def test_a_bad_row_is_named(tmp_path, kind, content, message):
 
 
 def test_not_utf8_and_missing_files(tmp_path):
-    file = tmp_path / "latin.jsonl"
-    file.write_bytes('{"anchor": "é"}'.encode("latin-1"))
-    with pytest.raises(UsageError, match=r"latin.jsonl: not readable as UTF-8"):
-        Table(str(file), PAIR).load()
+    good = '{"anchor": "é", "positive": "e"}\n'
+    for name, opened in (("latin.jsonl", open), ("latin.jsonl.gz", gzip.open)):
+        with opened(tmp_path / name, "wb") as file:
+            file.write(good.encode() * 20_000 + good.encode("latin-1"))
+        with pytest.raises(
+            UsageError, match=rf"{name}, line 20001, byte 13: not UTF-8: b'.*anchor.*xe9.*Save it as UTF-8"
+        ):
+            Table(str(tmp_path / name), PAIR).load()
     with pytest.raises(UsageError, match="no such file here"):
         Table(str(tmp_path / "nothing.jsonl"), PAIR).load()
     with pytest.raises(UsageError, match=r"data.path is not set"):

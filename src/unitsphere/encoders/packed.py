@@ -140,6 +140,8 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention within each text of a row: (1, H, N, D) -> (1, N, H, D)."""
     assert groups is not None
+    if key.shape != query.shape:
+        raise ValueError("heads that share keys and values")
     rectangles = [group.rectangle(query.shape[1]) for group in groups]
     padded = (Apart.apply(x[0].transpose(0, 1), rectangles) for x in (query, key, value))
     parts = []

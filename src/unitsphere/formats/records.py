@@ -3,7 +3,7 @@
 import csv
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,22 @@ def records(path: str, header: bool = True) -> Iterator[tuple[int, dict[Any, Any
                 yield from _jsonl(lines)
             else:
                 yield from _separated(lines, "," if kind == ".csv" else "\t", header)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, csv.Error) as error:
-        raise UsageError(f"{file}: not readable as UTF-8 {kind[1:]} ({error}).") from error
+    except UnicodeDecodeError as error:
+        with opener(file, "rb") as lines:
+            raise UsageError(f"{file}{_not_utf8(lines)}. Save it as UTF-8.") from error
+    except (gzip.BadGzipFile, EOFError, csv.Error) as error:
+        raise UsageError(f"{file}: not readable as {kind[1:]} ({error}).") from error
+
+
+def _not_utf8(lines: Iterable[bytes]) -> str:
+    """Which of a file's lines is the first that is not UTF-8, and what stands there."""
+    for number, line in enumerate(lines, 1):
+        try:
+            line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            start = max(0, error.start - 20)
+            return f", line {number}, byte {error.start + 1}: not UTF-8: {line[start : error.start + 20]!r}"
+    return ": not UTF-8"
 
 
 def _jsonl(lines: Any) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
