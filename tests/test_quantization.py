@@ -23,7 +23,7 @@ from unitsphere.embedder import Embedder
 from unitsphere.encoders.fake_quant import FakeQuantLinear, add_fake_quant, rounded_activation, rounded_weight
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
-from unitsphere.graph import GraphModel, session
+from unitsphere.graph import GraphModel, int8_overflows, session
 
 TEXTS = ["sort an array", "a", "", "naïve 中文 🙂", "a rather longer text " * 20]
 PAIRS = [(f"query number {i} of many", f"document {i * i} with {i} words " * (i % 5 + 1)) for i in range(40)]
@@ -93,9 +93,27 @@ def run(proto: onnx.ModelProto, x: np.ndarray, by: Any = session) -> np.ndarray:
     return by(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
 
 
+def exact_session(*given: Any, **options: Any) -> Any:
+    """As on a processor where sums would overflow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unitsphere.graph.int8_overflows", lambda processor: True)
+        return session(*given, **options)
+
+
+def test_sums_overflow_on_x86_without_vnni():
+    x86, plain = {"architecture": "x86_64"}, {"avx512_vnni": False, "avx_vnni": False}
+    assert int8_overflows(x86) and int8_overflows(x86 | plain | {"avx512_f": True})
+    assert not int8_overflows(x86 | plain | {"avx512_vnni": True})
+    assert not int8_overflows(x86 | plain | {"avx_vnni": True})
+    assert not int8_overflows({"architecture": "aarch64"})
+    assert torch.cpu.get_capabilities()["architecture"]
+
+
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("static", [True, False])
-@pytest.mark.parametrize(("bits", "by"), [(8, session), (7, session), (7, onnxruntime.InferenceSession)])
+@pytest.mark.parametrize(
+    ("bits", "by"), [(8, session), (7, session), (8, exact_session), (7, onnxruntime.InferenceSession)]
+)
 def test_an_int8_product_is_its_formula(with_bias, static, bits, by):
     """Also on processors without VNNI, 7 bits by any runtime."""
     from unitsphere.compression.products import replace
