@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 
-from test_inference import ALL
+from test_linear import ALL
 from test_packed import FITTING, padded
 from unitsphere.encoders import attention as tiled
 from unitsphere.encoders.attention import NAME, attend, attend_fast, attention, in_tiles, tiles

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unitsphere.digest import digest, tokenizer_identity
-from unitsphere.encoders.inference import side_by_side
+from unitsphere.encoders.side_by_side import side_by_side
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.model import Model
 from unitsphere.pooling.base import Pooling

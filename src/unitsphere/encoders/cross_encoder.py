@@ -13,11 +13,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from unitsphere import paths
 from unitsphere.encoders.attention import attend_fast
-from unitsphere.encoders.inference import infer_fast, side_by_side
+from unitsphere.encoders.linear import multiply_fast
 from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.reader import longest_first, pass_tokens
+from unitsphere.encoders.side_by_side import side_by_side
 from unitsphere.encoders.transformer import longest_input
 from unitsphere.errors import UsageError
+from unitsphere.heap import keep_freed
 
 CHUNK = 8192
 
@@ -49,7 +51,8 @@ class CrossEncoder:
                 f"loss=cross_encoder eval=none select=last encoder=hub encoder.path={path} data=…"
             )
         attend_fast(model)
-        infer_fast(model)
+        multiply_fast(model)
+        keep_freed()
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.max_length = min(max_length, longest_input(model.config, self.tokenizer))
         self.batch_tokens = batch_tokens or pass_tokens(self.model.device)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unitsphere.encoders.inference import Linear
+from unitsphere.encoders.linear import Linear
 
 
 class FakeQuantLinear(nn.Linear):

@@ -19,13 +19,14 @@ from unitsphere.encoders.attention import attend_fast
 from unitsphere.encoders.drop_head import add_drop_head
 from unitsphere.encoders.dropout import draw_fast
 from unitsphere.encoders.fake_quant import add_fake_quant
-from unitsphere.encoders.inference import infer_fast
 from unitsphere.encoders.layers import keep_layers
+from unitsphere.encoders.linear import multiply_fast
 from unitsphere.encoders.lora import add_lora, merged
 from unitsphere.encoders.packed import can_be_packed, first_position, packed
 from unitsphere.encoders.pruned import from_pretrained
 from unitsphere.encoders.reader import Reader
 from unitsphere.errors import UsageError
+from unitsphere.heap import keep_freed
 from unitsphere.types import Tokens, TokenStates
 
 DROPOUTS = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # how names of dropout probabilities end
@@ -45,7 +46,8 @@ class TransformerEncoder(nn.Module, Reader):
         Reader.__init__(self, tokenizer, max_length)
         draw_fast(model)
         attend_fast(model)
-        infer_fast(model)
+        multiply_fast(model)
+        keep_freed()
         self.model: Any = model
         self.dim: int = model.config.hidden_size
         self.source: str | None = None  # what the weights were read from
