@@ -82,12 +82,13 @@ def ladder_of(tmp_path, **rungs):
 def test_one_that_was_killed_goes_on_where_it_was(tmp_path, pairs):
     saved(tmp_path / "mine")
     taught = ["compression=[prune_layers,recover]", "compression.prune_layers.count=1"]
-    given = ladder_of(tmp_path, taught=taught, small=["compression=int8_dynamic"])
-    given += [f"data.path={pairs}", "recovery.trainer.max_steps=40", "recovery.callbacks.selection.save_every=2"]
+    both = ["compression=[prune_layers,recover,qat]", "compression.prune_layers.count=1"]
+    given = ladder_of(tmp_path, taught=taught, both=both, small=["compression=int8_dynamic"])
+    given += [f"data.path={pairs.name}", "recovery.trainer.max_steps=40", "recovery.callbacks.selection.save_every=2"]
     line = [sys.executable, "-m", "unitsphere", "compress", *given, "outputs=cut"]
     process = subprocess.Popen(line, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not (found := list(tmp_path.glob("cut/compressed/mine/*/runs/taught/recover/**/last.ckpt"))):
+    while not (found := list(tmp_path.glob("cut/compressed/mine/*/runs/both/qat/**/last.ckpt"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -96,24 +97,32 @@ def test_one_that_was_killed_goes_on_where_it_was(tmp_path, pairs):
     cut = Run.open(tmp_path / "cut" / "compressed" / "mine" / folder)
     assert cut.info["status"] == "killed" and "original/pairs/mrr@10" in cut.metrics
     kept = {file: file.stat().st_mtime_ns for file in cut.folder.glob("models/*/*") if file.is_file()}
-    assert {file.parent.name for file in kept} == {"original", "small"}
+    assert {file.parent.name for file in kept} == {"original", "taught", "small"}
 
     again = compress(*given, "outputs=cut", "~ladder", "compression=onnx", cwd=tmp_path)
     assert again.returncode == 0 and f"compress resume={cut.folder}" in again.stdout
-    done = compress(f"resume={cut.folder}", cwd=tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    text = pairs.read_text()
+    pairs.write_text(text.replace("number", "figure"))
+    refused = compress(f"resume={cut.folder}", cwd=elsewhere)
+    assert refused.returncode == 2 and "the data is not what it was" in refused.stderr
+    pairs.write_text(text)
+    done = compress(f"resume={cut.folder}", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     assert all(file.stat().st_mtime_ns == time_before for file, time_before in kept.items())
-    (recovery,) = cut.folder.glob("runs/taught/recover/recovery/*")
+    assert [f.parent.name for f in sorted(cut.folder.glob("runs/*/*/recovery"))] == ["qat", "recover"]
+    (recovery,) = cut.folder.glob("runs/both/qat/recovery/*")
     assert Run(recovery).info["steps"] == 40 and 0 < Run(recovery).info["train_steps"] < 40
     whole = compress(*given, "outputs=whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     (other,) = (tmp_path / "whole" / "compressed" / "mine").iterdir()
     assert cut.info["status"] == "done" and cut.metrics == Run(other).metrics
-    assert [rung["name"] for rung in cut.info["rungs"]] == ["original", "taught", "small"]
+    assert [rung["name"] for rung in cut.info["rungs"]] == ["original", "taught", "both", "small"]
     for arguments, what in (
         ([f"resume={cut.folder}"], "it is done"),
-        ([f"resume={cut.folder}", "seed=2"], "leave out seed=2"),
-        ([f"resume={recovery}"], "no folder of `unitsphere compress`"),
+        (["seed=2", f"resume={cut.folder}"], "leave out seed=2"),
+        ([f"resume={recovery}"], "no folder of `unitsphere compress` that can go on"),
         (["resume=nowhere"], "nowhere is not a run folder"),
     ):
         refused = compress(*arguments, cwd=tmp_path)

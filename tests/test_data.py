@@ -7,8 +7,10 @@ import json
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from unitsphere.data.batches import Batches
 from unitsphere.data.beir import Beir
@@ -120,6 +122,10 @@ def test_not_utf8_and_missing_files(tmp_path):
             UsageError, match=rf"{name}, line 20001, byte 13: not UTF-8: b'.*anchor.*xe9.*Save it as UTF-8"
         ):
             Table(str(tmp_path / name), PAIR).load()
+    latin = pyarrow.array(["é".encode("latin-1")]).cast(pyarrow.string(), safe=False)
+    parquet.write_table(pyarrow.table({"anchor": latin, "positive": latin}), tmp_path / "latin.parquet")
+    with pytest.raises(UsageError, match=r"latin.parquet: not a readable parquet file \(.*utf-8"):
+        Table(str(tmp_path / "latin.parquet"), PAIR).load()
     with pytest.raises(UsageError, match="no such file here"):
         Table(str(tmp_path / "nothing.jsonl"), PAIR).load()
     with pytest.raises(UsageError, match=r"data.path is not set"):

@@ -121,6 +121,26 @@ def test_a_products_gradients_are_those_of_its_formula(shape, bias):
         torch.testing.assert_close(a, b)
 
 
+@fast
+@pytest.mark.parametrize("frozen", ["weight", "x"])
+def test_a_product_keeps_what_its_gradients_need(frozen):
+    layer, x, kept = nn.Linear(5, 4), torch.randn(7, 5, requires_grad=frozen != "x"), []
+    layer.__class__ = Linear
+    layer.weight.requires_grad = frozen != "weight"
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        layer(x).sum().backward()
+    assert kept == ([(4, 5)] if frozen == "weight" else [(7, 5)])
+
+
+@fast
+def test_what_does_not_fit_is_told_of_by_torch():
+    layer = nn.Linear(5, 4)
+    layer.__class__ = Linear
+    for x, what in ((torch.ones(2, 6), "shapes cannot be multiplied"), (torch.ones(2, 5).bfloat16(), "same dtype")):
+        with pytest.raises(RuntimeError, match=what):
+            layer(x)
+
+
 def test_it_is_for_inference_in_float32_or_bfloat16_alone():
     x = torch.ones(2, 2)
     assert not infers(x)  # a gradient may be wanted

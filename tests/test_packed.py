@@ -70,6 +70,23 @@ def test_a_model_that_would_give_something_else_is_left_padded(kind):
     assert model.training and model.config._attn_implementation == attention
 
 
+def test_heads_that_share_keys_are_left_padded():
+    shared = transformers.LlamaConfig(**SMALL, num_key_value_heads=2)
+    assert not can_be_packed(transformers.LlamaModel(shared))
+
+
+def test_what_is_not_a_number_in_one_text_is_not_in_another():
+    torch.manual_seed(0)
+    model = transformers.BertModel(copy.deepcopy(FITTING["bert"])).eval()
+    tokens = padded()
+    tokens.ids[tokens.ids == 59] = 58
+    tokens.ids[0] = 59
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[59] = torch.nan
+    finite = packed(model, tokens, 3).hidden.isfinite().all(dim=2).all(dim=1)
+    assert finite.tolist() == [False] + [True] * 5
+
+
 def test_what_acts_on_whole_texts_in_training_is_left_padded():
     dropped, checkpointed = tiny(), tiny()
     add_drop_head(dropped.model, 0.5)
@@ -115,7 +132,7 @@ def test_views_have_their_own_dropout_and_evaluation_has_none():
 def test_groups_cover_every_token_once_and_a_rectangle_has_no_mask():
     mask = padded(lengths=(2, 2, 3, 5, 5)).mask
     found = groups(mask, 2)
-    assert [g.token.tolist() for g in found] == [[[0, 1, 0], [2, 3, 0], [4, 5, 6]], [[*range(7, 12)], [*range(12, 17)]]]
+    assert [g.token.tolist() for g in found] == [[[0, 1, 0], [2, 3, 2], [4, 5, 6]], [[*range(7, 12)], [*range(12, 17)]]]
     assert [g.place.tolist() for g in found] == [[0, 1, 3, 4, 6, 7, 8], [*range(10)]]
     assert [g.hollow.tolist() for g in found] == [[2, 5], []]
     assert found[0].mask is not None and found[1].mask is None

@@ -114,7 +114,7 @@ def session(graph: str | bytes, providers: Sequence[Any]) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    if int8_overflows(torch.cpu.get_capabilities()):
+    if int8_overflows(getattr(torch.cpu, "get_capabilities", dict)()):  # which older ones have not
         options.add_session_config_entry(*EXACT_INT8)
     return onnxruntime.InferenceSession(graph, options, providers=providers, disabled_optimizers=NOT_FUSED)
 
@@ -123,9 +123,9 @@ def int8_overflows(processor: Mapping[str, Any]) -> bool:
     """Whether ONNX Runtime's sums of int8 products do, unless it is told otherwise.
 
     Args:
-        processor: What torch.cpu.get_capabilities says of it.
+        processor: What torch.cpu.get_capabilities says of it; of one that is not known, True.
     """
-    x86 = processor.get("architecture") in ("x86", "x86_64")
+    x86 = processor.get("architecture", "x86") in ("x86", "x86_64")
     return x86 and not bool(processor.get("avx512_vnni") or processor.get("avx_vnni"))
 
 

@@ -43,12 +43,13 @@ class Work:
         from unitsphere.evaluation.score import scores_nothing
 
         torch.set_num_threads(config.threads)
-        artefact.load(config.model)  # so that one which cannot be loaded is named first, and leaves no folder
+        original = artefact.load(config.model)  # first, so that one which cannot be loaded leaves no folder
         self.config, self.typed = config, [override for override in typed if group(override) in SHARED]
         named = any(override.startswith("data=") for override in self.typed)
         self.of_run = None if named else run_of(config.model)
         self.data = build(config.data) if config.get("data") is not None else None
         splits = self.data.splits if self.data is not None else None
+        self.inputs = {"model": original.identity(), "data": splits.provenance() if splits else None}
         self.test = build_evaluators(config.eval, "test", splits.test if splits else None)
         if scores_nothing(self.test):
             raise UsageError("eval is empty: choose what to score each rung on, e.g. eval=retrieval or eval=sts")
@@ -74,7 +75,7 @@ class Work:
         models.mkdir(exist_ok=True)
         chains = {BASELINE: Chain({}), **rungs}
         for name, chain in chains.items():
-            if not any(step.recovery for step in chain.steps.values()):
+            if (models / name).exists() or not any(step.recovery for step in chain.steps.values()):
                 self.make(run, name, chain)
         found = {rung["name"]: Rung(**rung) for rung in run.info.get("rungs", ())}
         for name in [name for name in chains if name not in found]:

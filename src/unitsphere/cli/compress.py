@@ -1,6 +1,7 @@
 """`unitsphere compress`: make a model smaller, step by step or rung by rung, and measure what that costs."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,11 +23,12 @@ OF_RANKS = ("UNITSPHERE_RUN_OF_RANKS", "LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE
 
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
-    first = arguments[0] if arguments else ""
-    if first.startswith("resume="):
-        if len(arguments) > 1:
-            raise UsageError(f"resume= goes on exactly as it began; leave out {' '.join(arguments[1:])}")
-        return resume(first.removeprefix("resume="))
+    folder = next((typed for typed in arguments if typed.startswith("resume=")), None)
+    if folder is not None and not {"-h", "--help"} & set(arguments):
+        others = [typed for typed in arguments if typed != folder]
+        if others:
+            raise UsageError(f"resume= goes on exactly as it began; leave out {' '.join(others)}")
+        return resume(folder.removeprefix("resume="))
     own, others = divided(arguments)
     hydra_app.run("compress", partial(job, recovery=own), others)
 
@@ -52,7 +54,7 @@ def after_training(run: Run) -> None:
     steps = list(map(str, run.config.get("compression") or ()))
     if not steps:
         return
-    typed: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "overrides.yaml"))
+    typed = _plain(run.folder / "overrides.yaml")
     own = [o for o in typed if o.lstrip("+~").startswith(("compression.", "calibration@", "index@"))]
     fixed = [hydra_app.quoted(f"{key}={run.folder}") for key in ("model", "outputs")]
     fixed.append(f"compression=[{','.join(steps)}]")
@@ -60,18 +62,19 @@ def after_training(run: Run) -> None:
     line = [sys.executable, "-m", "unitsphere", "compress", *fixed, *own, *settings]
     alone = {k: v for k, v in os.environ.items() if k not in OF_RANKS}
     if subprocess.run(line, env=alone).returncode:
-        raise UsageError(
-            f"{run.folder} is trained; compressing it failed, and can be tried again: {' '.join(line[3:])}"
-        )
+        begun = sorted(run.folder.glob("compressed/*/*/rungs.yaml"))
+        again = f"compress resume={begun[-1].parent}" if begun else " ".join(line[3:])
+        raise UsageError(f"{run.folder} is trained; compressing it failed, and can be tried again: unitsphere {again}")
 
 
 def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
     """Compose, make the folder, and carry it out."""
     from hydra.core.hydra_config import HydraConfig
 
-    from unitsphere.process import cpu_threads
+    from unitsphere.process import cpu_threads, quiet
     from unitsphere.report import ladder
 
+    quiet()
     typed = list(HydraConfig.get().overrides.task)
     config = hydra_app.resolved(config)
     if config.threads == "auto":
@@ -91,49 +94,63 @@ def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
         config.eval = scored_on(of_run) or config.eval
     work = Work(config, typed)
     folder = (Path(config.outputs) / "compressed" / Path(config.model).name).resolve()
-    for file in sorted(folder.glob("*/run.json")):
-        if Run(file.parent).info["status"] == "killed":
-            sys.stdout.write(f"{file.parent} was cut; this is a new one. To go on: compress resume={file.parent}\n")
+    for file in sorted(folder.glob("*/rungs.yaml")):
+        info = Run(file.parent).info
+        if info["status"] not in ("done", "running") and "rungs" in info:
+            again = shlex.quote(f"resume={file.parent}")
+            sys.stdout.write(f"This is a new one. One that was cut goes on with: unitsphere compress {again}\n")
     run = Run.create(folder, stamped("compress"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
     write(run.folder / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create([*typed, *map(prefixed, recovery)])))
     write(run.folder / "rungs.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(rungs))))
-    run.note(status="created", model=config.model, choices={})
+    run.note(status="created", model=config.model, choices={}, typed_in=Path.cwd(), inputs=work.inputs)
     go(run, work, rungs)
 
 
 def resume(path: str) -> None:
-    """Go on with one that was cut.
+    """Go on with one that was cut, in the folder where it was typed.
 
     Raises:
-        UsageError: It is no such folder, it is done, or another process is at it.
+        UsageError: It is no such folder, it is done, another process is at it, or the model or the data has changed.
     """
-    run = Run.open(path)
-    status = run.info["status"]
+    from unitsphere.process import quiet
+
+    run = Run(Run.open(path).folder.resolve())
+    info = run.info
     if not (run.folder / "rungs.yaml").exists():
-        raise UsageError(f"resume={path}: no folder of `unitsphere compress`, which holds rungs.yaml")
-    if status in ("done", "running"):
-        raise UsageError(f"resume={path}: it is {status}")
-    run = Run(run.folder.resolve())
-    typed: Any = OmegaConf.to_container(OmegaConf.load(run.folder / "overrides.yaml"))
-    rungs: Any = OmegaConf.load(run.folder / "rungs.yaml")
-    go(run, Work(run.config, divided(typed)[1]), from_plain(rungs))
+        raise UsageError(f"resume={path}: no folder of `unitsphere compress` that can go on, which holds rungs.yaml")
+    if info["status"] in ("done", "running"):
+        raise UsageError(f"resume={path}: it is {info['status']}")
+    quiet()
+    if Path(info["typed_in"]).is_dir():
+        os.chdir(info["typed_in"])
+    hydra_app.import_from_here()
+    typed, rungs = (_plain(run.folder / file) for file in ("overrides.yaml", "rungs.yaml"))
+    work = Work(run.config, divided(typed)[1])
+    for what, before in info["inputs"].items():
+        if work.inputs[what] != before:
+            raise UsageError(f"resume={path}: the {what} is not what it was when this began; it cannot go on.")
+    go(run, work, from_plain(rungs))
+
+
+def _plain(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file))
 
 
 def go(run: Run, work: Work, rungs: Mapping[str, Chain]) -> None:
     """Make every rung, score it, measure them all, print and save."""
-    from unitsphere.process import quiet
-
-    quiet()
     with run.lock():
+        if run.info["status"] == "done":
+            raise UsageError(f"{run.folder}: another process has done it meanwhile")
         run.note(**provenance(), status="running", threads=run.config.threads)
         try:
             work.climb(run, rungs)
+            report(run, run.config.target)
         except BaseException as error:
-            run.note(status="failed", error=f"{type(error).__name__}: {error}")
+            cut = isinstance(error, KeyboardInterrupt | SystemExit)
+            run.note(status="interrupted" if cut else "failed", error=f"{type(error).__name__}: {error}")
             raise
         run.note(status="done", error=None)
-    report(run, run.config.target)
 
 
 def report(run: Run, target: str | None) -> None:

@@ -41,9 +41,7 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
             fail(UsageError(wrong))
     # With full errors Hydra lets exceptions through, and they are turned into messages here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    here = str(Path(__file__).parent)  # where a further rank starts as a script; our verbs are no modules of others
-    sys.path[:] = [place for place in sys.path if place != here]
-    sys.path.append(str(Path.cwd()))  # where a person's own `_target_: mine.MyLoss` is
+    import_from_here()
     # Lightning starts further ranks by this file's name, and must not do it by the module's, which would lose the verb.
     sys.modules["__main__"].__spec__ = None
     sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *arguments]
@@ -61,6 +59,13 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
         hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name=root)(guarded)()
     except (HydraException, OmegaConfBaseException, YAMLError, UsageError) as error:
         fail(error)
+
+
+def import_from_here() -> None:
+    """Let a person's own `_target_: mine.MyLoss` be found in the current folder, and our verbs by no other's import."""
+    verbs = str(Path(__file__).parent)  # where a further rank starts as a script
+    sys.path[:] = [place for place in sys.path if place != verbs]
+    sys.path.append(str(Path.cwd()))
 
 
 def resolved(config: DictConfig) -> DictConfig:

@@ -97,9 +97,18 @@ def compose(rung: str, overrides: Sequence[str], recovery: Sequence[str]) -> Cha
 
 def plain(rungs: Mapping[str, Chain]) -> dict[str, Any]:
     """As plain values, which `from_plain` turns into chains again."""
-    return {rung: {"steps": dict(chain.nodes), "recovery": list(chain.recovery)} for rung, chain in rungs.items()}
+    return {
+        rung: {
+            "steps": {name: OmegaConf.to_container(node) for name, node in chain.nodes.items()},
+            "recovery": list(chain.recovery),
+        }
+        for rung, chain in rungs.items()
+    }
 
 
 def from_plain(rungs: Mapping[str, Any]) -> dict[str, Chain]:
     """What `plain` gave."""
-    return {str(rung): Chain(saved["steps"], saved["recovery"]) for rung, saved in rungs.items()}
+    return {
+        rung: Chain({name: OmegaConf.create(node) for name, node in saved["steps"].items()}, saved["recovery"])
+        for rung, saved in rungs.items()
+    }

@@ -2,8 +2,8 @@
 
 In float32 torch multiplies by MKL; oneDNN, which torch brings too, is faster on AMD's processors for x W^T and for the
 gradient of x, and applies GELU, where no gradient is wanted, to the numbers while they are still in the cache. Under
-autocast, on another device, and where a graph is traced, what is computed is what it was. Attention has a file of its
-own (attention.py).
+autocast, on another device, and where a graph is traced, what is computed is what it was. Gradients of gradients and
+torch.func are not there for it. Attention has a file of its own (attention.py).
 
 Code: the operator is what torch's inductor calls, torch/_inductor/mkldnn_lowerings.py of
 https://github.com/pytorch/pytorch.
@@ -37,13 +37,18 @@ def infers(x: Tensor) -> bool:
     return computed_here(x) and not torch.is_grad_enabled()
 
 
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return cast(Tensor, LINEAR(x, weight, bias, "none", [], ""))
+
+
 class Product(torch.autograd.Function):
     """x W^T + b of (…, K), (N, K) and (N,), with gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return LINEAR(x, weight, bias, "none", [], "")
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -52,7 +57,7 @@ class Product(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])
         return (
-            LINEAR(gradient.contiguous(), weight.t(), None, "none", [], "") if of_x else None,
+            _product(gradient.contiguous(), weight.t(), None) if of_x else None,
             rows.t() @ x.reshape(-1, x.shape[-1]) if of_weight else None,  # in which MKL is as fast
             rows.sum(dim=0) if of_bias else None,
         )
@@ -62,9 +67,10 @@ class Linear(nn.Linear):
     """x W^T + b."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if infers(x):
-            return LINEAR(x, self.weight, self.bias, "none", [], "")
-        return Product.apply(x, self.weight, self.bias) if computed_here(x) else super().forward(x)
+        if not computed_here(x) or x.dtype != self.weight.dtype or x.shape[-1] != self.in_features:
+            return super().forward(x)
+        multiply = Product.apply if torch.is_grad_enabled() else _product
+        return multiply(x, self.weight, self.bias)
 
 
 class Intermediate(nn.Module):

@@ -31,7 +31,7 @@ class Rectangle:
 
     Attributes:
         shape: B, H, T.
-        rows: Which row of all tokens' (N H, D) stands in each of the rectangle's; anyone's in the padding.
+        rows: Which row of all tokens' (N H, D) stands in each of the rectangle's; in the padding the text's first.
         place: In which of the rectangle's each row of the group's own tokens stands.
         hollow: In which none does.
     """
@@ -47,7 +47,7 @@ class Group:
     """Texts that attention pads together.
 
     Attributes:
-        token: (B, T), of the length T of the longest: which token stands there; anyone in the padding.
+        token: (B, T), of the length T of the longest: which token stands there; in the padding the text's first.
         place: Where in its flattened form each of the group's tokens stands.
         hollow: Where none does.
         mask: (B, 1, 1, T), True where there is a token; None where all texts are equally long.
@@ -74,19 +74,21 @@ def groups(mask: Tensor, count: int) -> list[Group]:
     """Of a mask (B, T): `count` groups of neighbouring rows, which had best be sorted by length."""
     found, start = [], 0
     for there in mask.bool().tensor_split(min(count, len(mask))):
-        there = there[:, : int(there.sum(dim=1).max())]
+        lengths = there.sum(dim=1)
+        there = there[:, : int(lengths.max())]
         place, hollow = (x.flatten().nonzero()[:, 0] for x in (there, ~there))
-        token = torch.zeros(there.numel(), dtype=torch.long, device=mask.device)
-        token[place] = torch.arange(start, start + len(place), device=mask.device)
+        first = start + lengths.cumsum(dim=0) - lengths
+        token = first.clamp(max=start + len(place) - 1)[:, None].repeat(1, there.shape[1])
+        token[there] = torch.arange(start, start + len(place), device=mask.device)
         start += len(place)
-        found.append(Group(token.view(there.shape), place, hollow, there[:, None, None] if len(hollow) else None))
+        found.append(Group(token, place, hollow, there[:, None, None] if len(hollow) else None))
     return found
 
 
 def apart(x: Tensor, rectangles: Sequence[Rectangle]) -> tuple[Tensor, ...]:
     """(N, H, D) of all tokens -> (B, H, T, D) of each rectangle, with a token's numbers in the padding, too."""
     flat = x.reshape(-1, x.shape[-1])
-    return tuple(flat.index_select(0, r.rows).view(*r.shape, -1) for r in rectangles)
+    return tuple(flat.index_select(0, r.rows).view(*r.shape, x.shape[-1]) for r in rectangles)
 
 
 def joined(parts: Sequence[Tensor], rectangles: Sequence[Rectangle]) -> Tensor:

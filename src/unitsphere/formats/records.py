@@ -33,11 +33,11 @@ def records(path: str, header: bool = True) -> Iterator[tuple[int, dict[Any, Any
     kind = Path(file.stem).suffix if file.suffix == ".gz" else file.suffix
     if kind not in SUFFIXES:
         raise UsageError(f"{file}: a file ending in {', '.join(SUFFIXES)}, or one of these with .gz, would fit.")
+    if kind == ".parquet":
+        yield from _parquet(file)
+        return
+    opener = gzip.open if file.suffix == ".gz" else open
     try:
-        if kind == ".parquet":
-            yield from _parquet(file)
-            return
-        opener = gzip.open if file.suffix == ".gz" else open
         with opener(file, "rt", encoding="utf-8-sig", newline="") as lines:
             if kind == ".txt":
                 yield from ((n, {"text": line.strip()}) for n, line in enumerate(lines, 1) if line.strip())
@@ -116,7 +116,7 @@ def _parquet(file: Path) -> Iterator[tuple[int, dict[Any, Any] | BadRow]]:
             for record in batch.to_pylist():
                 number += 1
                 yield number, record
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowInvalid, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: not a readable parquet file ({error}).") from error
 
 
