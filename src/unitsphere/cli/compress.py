@@ -7,11 +7,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from unitsphere.cli import hydra_app
+from unitsphere.cli import hydra_app, sweep
 from unitsphere.cli.chain import group
 from unitsphere.cli.climb import Work, run_of
 from unitsphere.cli.rungs import Chain, chains, divided, from_plain, plain, prefixed
@@ -54,7 +54,7 @@ def after_training(run: Run) -> None:
     steps = list(map(str, run.config.get("compression") or ()))
     if not steps:
         return
-    typed = _plain(run.folder / "overrides.yaml")
+    typed = sweep.typed(run.folder)
     own = [o for o in typed if o.lstrip("+~").startswith(("compression.", "calibration@", "index@"))]
     fixed = [hydra_app.quoted(f"{key}={run.folder}") for key in ("model", "outputs")]
     fixed.append(f"compression=[{','.join(steps)}]")
@@ -63,7 +63,7 @@ def after_training(run: Run) -> None:
     alone = {k: v for k, v in os.environ.items() if k not in OF_RANKS}
     if subprocess.run(line, env=alone).returncode:
         begun = sorted(run.folder.glob("compressed/*/*/rungs.yaml"))
-        again = f"compress resume={begun[-1].parent}" if begun else " ".join(line[3:])
+        again = f"compress {shlex.quote(f'resume={begun[-1].parent}')}" if begun else " ".join(line[3:])
         raise UsageError(f"{run.folder} is trained; compressing it failed, and can be tried again: unitsphere {again}")
 
 
@@ -125,16 +125,11 @@ def resume(path: str) -> None:
     if Path(info["typed_in"]).is_dir():
         os.chdir(info["typed_in"])
     hydra_app.import_from_here()
-    typed, rungs = (_plain(run.folder / file) for file in ("overrides.yaml", "rungs.yaml"))
-    work = Work(run.config, divided(typed)[1])
+    work = Work(run.config, divided(sweep.typed(run.folder))[1])
     for what, before in info["inputs"].items():
         if work.inputs[what] != before:
             raise UsageError(f"resume={path}: the {what} is not what it was when this began; it cannot go on.")
-    go(run, work, from_plain(rungs))
-
-
-def _plain(file: Path) -> Any:
-    return OmegaConf.to_container(OmegaConf.load(file))
+    go(run, work, from_plain(yaml.safe_load((run.folder / "rungs.yaml").read_text(encoding="utf-8"))))
 
 
 def go(run: Run, work: Work, rungs: Mapping[str, Chain]) -> None:
