@@ -130,12 +130,13 @@ def test_one_that_was_killed_goes_on_where_it_was(tmp_path, pairs):
 
 
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_the_model_is_told_of_before_anything_is_scored_or_trained(tmp_path, pairs):
+@pytest.mark.parametrize("steps", ["truncate", "[prune_ffn,recover,truncate]"])
+def test_a_step_that_does_not_fit_is_told_of_before_anything_is_scored_or_trained(tmp_path, pairs, steps):
     saved(tmp_path / "mine")
-    wide = ["compression=truncate", "compression.truncate.dim=9999"]
-    given = ladder_of(tmp_path, taught=["compression=[prune_layers,recover]"], wide=wide)
+    wide = [f"compression={steps}", "compression.truncate.dim=9999"]
+    given = ladder_of(tmp_path, taught=["compression=[prune_ffn,recover]"], wide=wide)
     done = compress(*given, f"data.path={pairs}", cwd=tmp_path)
-    assert done.returncode == 2 and "9999" in done.stderr, done.stderr
+    assert done.returncode == 2 and "wide: " in done.stderr and "9999" in done.stderr, done.stderr
     (folder,) = (tmp_path / "outputs" / "compressed" / "mine").iterdir()
     assert Run.open(folder).metrics == {} and not (folder / "runs" / "taught").exists()
 

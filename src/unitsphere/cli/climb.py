@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -64,8 +65,8 @@ class Work:
         """Make, save and score the original and every rung, then measure all of them. What the folder of a run that was
         cut has already stays as it is.
 
-        What needs no training is made before anything is scored: a step that does not fit this model says so within
-        minutes.
+        What needs no training is made before anything is scored, and what needs some is rehearsed without: a step that
+        does not fit this model says so within minutes.
         """
         from unitsphere import artefact
         from unitsphere.report.ladder import BASELINE, Rung, noted
@@ -75,8 +76,14 @@ class Work:
         models.mkdir(exist_ok=True)
         chains = {BASELINE: Chain({}), **rungs}
         for name, chain in chains.items():
-            if (models / name).exists() or not any(step.recovery for step in chain.steps.values()):
-                self.make(run, name, chain)
+            trains = any(step.recovery for step in chain.steps.values())
+            try:
+                if trains and not (models / name).exists():
+                    self.rehearse(chain)
+                else:
+                    self.make(run, name, chain)
+            except UsageError as error:
+                raise UsageError(f"{name}: {error}") from error
         found = {rung["name"]: Rung(**rung) for rung in run.info.get("rungs", ())}
         for name in [name for name in chains if name not in found]:
             self.make(run, name, chains[name])
@@ -101,6 +108,18 @@ class Work:
         if not place.exists():
             artefact.save(self.carried_out(run, name, chain), place)
         self.made[chain.key(len(chain.nodes))] = place
+
+    def rehearse(self, chain: Chain) -> None:
+        """Take the steps one after another without their training and without dev, for the errors alone."""
+        from unitsphere import artefact
+        from unitsphere.compression.step import Context
+
+        model = artefact.load(self.config.model)
+        with TemporaryDirectory() as place:
+            for name, step in chain.steps.items():
+                folder = Path(place) / name
+                folder.mkdir()
+                model = step.apply(model, Context(self.pairs, self.max_length, folder, self.config.seed))
 
     def carried_out(self, run: Run, rung: str, chain: Chain) -> "Model":
         """The original after these steps, each in a folder of its own."""
