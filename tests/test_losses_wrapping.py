@@ -13,7 +13,7 @@ from unitsphere.errors import UsageError
 from unitsphere.losses.cross_encoder import RankedPairs
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.margin_mse import MarginMSE
-from unitsphere.losses.matryoshka import Matryoshka
+from unitsphere.losses.matryoshka import Matryoshka, halves
 from unitsphere.losses.projected import Projected
 from unitsphere.losses.queue import MemoryQueue
 from unitsphere.losses.simcse import SimCSE
@@ -52,6 +52,13 @@ def test_matryoshka_equals_sentence_transformers():
         theirs = st.MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0)
         expected += w * theirs.compute_loss_from_embeddings([e.anchors[0][:, :d], e.positives[:, :d]], None)
     torch.testing.assert_close(Matryoshka(InfoNCE(), dims, weights)(e).total, expected)
+
+
+def test_matryoshka_without_dims_takes_the_width_and_powers_of_two():
+    assert halves(768) == [768, 512, 256, 128, 64, 32] and halves(48) == [48, 32] and halves(32) == [32]
+    loss, e = Matryoshka(InfoNCE()), vectors(n=5, d=32)
+    loss.attach(model())
+    torch.testing.assert_close(loss(e).total, InfoNCE()(e).total)
 
 
 def test_matryoshka_refuses_dims_that_are_not_there():

@@ -16,6 +16,7 @@ from unitsphere.compression.calibration import BINS, Entropy, Histogram, MinMax,
 from unitsphere.compression.half import Half
 from unitsphere.compression.int4 import Int4, grouped, packed_pairs
 from unitsphere.compression.int8 import Int8Dynamic, Int8Static
+from unitsphere.compression.magnitude import PruneMagnitude
 from unitsphere.compression.onnx import Onnx
 from unitsphere.compression.products import products, read, symmetric
 from unitsphere.compression.step import Context, check_chain
@@ -226,6 +227,14 @@ def test_entropy_cuts_an_outlier_and_keeps_a_uniform():
     assert Entropy()(even)[1] > 0.95
 
 
+def test_entropy_reads_magnitudes():
+    x = np.random.default_rng(6).standard_t(5, size=100_000)
+    signed, unsigned = Histogram(float(x.min()), float(x.max())), Histogram(0.0, float(np.abs(x).max()))
+    signed.add(x)
+    unsigned.add(np.abs(x))
+    assert max(np.abs(Entropy()(signed))) == pytest.approx(Entropy()(unsigned)[1])
+
+
 def test_entropy_is_scipys_divergence():
     from unitsphere.compression.calibration import _divergence
 
@@ -293,6 +302,10 @@ def test_steps_in_a_wrong_order_are_named():
     with pytest.raises(UsageError, match=r"int8 and fp16 both decide"):
         check_chain({"int8": int8, "fp16": half})
     check_chain({"qat": Training([]), "int8": int8})
+    zeros, recover = PruneMagnitude(), Training(["loss=distil_mse"])
+    with pytest.raises(UsageError, match="the training of recover would undo zeros"):
+        check_chain({"zeros": zeros, "recover": recover})
+    check_chain({"recover": recover, "zeros": zeros})
 
 
 def test_bad_settings_are_refused(tmp_path, graph):

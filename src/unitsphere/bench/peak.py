@@ -46,14 +46,15 @@ def forward_flops(model: Any, tokens: float, squares: float) -> float:
     """Of one pass of an encoder over sequences without padding.
 
     sum over sequences of (2 W T + 4 L D T^2), T tokens each: W are the weights of its linear maps, L its layers, D its
-    width; both attention products are over all T keys. Embeddings, normalisation and activations are not counted. A
-    backward pass that has every gradient takes twice as many.
+    width; both attention products are over all T keys. Embeddings, normalisation and activations are not counted, nor
+    a pooler, which reads one token. A backward pass that has every gradient takes twice as many.
 
     Args:
         model: A transformers encoder.
         tokens: sum of T.
         squares: sum of T^2.
     """
-    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    weights = sum(m.weight.numel() for name, m in linear if "pooler" not in name.split("."))
     attention = 4 * model.config.num_hidden_layers * model.config.hidden_size
     return 2 * weights * tokens + attention * squares

@@ -20,7 +20,6 @@ from unitsphere.errors import UsageError
 from unitsphere.runs import Run, write
 
 if TYPE_CHECKING:
-    from unitsphere.compression.step import Context
     from unitsphere.model import Model
     from unitsphere.types import Result
 
@@ -65,8 +64,8 @@ class Work:
         """Make, save and score the original and every rung, then measure all of them. What the folder of a run that was
         cut has already stays as it is.
 
-        What needs no training is made before anything is scored, and what needs some is rehearsed without: a step that
-        does not fit this model says so within minutes.
+        What needs no training is made before anything is scored, and what needs some is rehearsed with trainings of no
+        step: what does not fit this model or its data says so within minutes.
         """
         from unitsphere import artefact
         from unitsphere.report.ladder import BASELINE, Rung, noted
@@ -79,7 +78,8 @@ class Work:
             trains = any(step.recovery for step in chain.steps.values())
             try:
                 if trains and not (models / name).exists():
-                    self.rehearse(chain)
+                    with TemporaryDirectory() as place:
+                        self.carried_out(Path(place), chain, ["trainer.max_steps=0"])
                 else:
                     self.make(run, name, chain)
             except UsageError as error:
@@ -106,56 +106,46 @@ class Work:
 
         place = run.folder / "models" / name
         if not place.exists():
-            artefact.save(self.carried_out(run, name, chain), place)
+            artefact.save(self.carried_out(run.folder / "runs" / name, chain), place)
         self.made[chain.key(len(chain.nodes))] = place
 
-    def rehearse(self, chain: Chain) -> None:
-        """Take the steps one after another without their training and without dev, for the errors alone."""
+    def carried_out(self, place: Path, chain: Chain, more: Sequence[str] = ()) -> "Model":
+        """The original after these steps, each in a folder of its own in `place`; `more` goes to their trainings."""
         from unitsphere import artefact
         from unitsphere.compression.step import Context
-
-        model = artefact.load(self.config.model)
-        with TemporaryDirectory() as place:
-            for name, step in chain.steps.items():
-                folder = Path(place) / name
-                folder.mkdir()
-                model = step.apply(model, Context(self.pairs, self.max_length, folder, self.config.seed))
-
-    def carried_out(self, run: Run, rung: str, chain: Chain) -> "Model":
-        """The original after these steps, each in a folder of its own."""
-        from unitsphere import artefact
-        from unitsphere.compression.step import Context
-        from unitsphere.evaluation.score import scores_nothing
 
         done = next((n for n in range(len(chain.nodes), 0, -1) if chain.key(n) in self.made), 0)
         model = artefact.load(self.made[chain.key(done)] if done else self.config.model)
         for name, step in list(chain.steps.items())[done:]:
-            folder = run.folder / "runs" / rung / name
+            folder = place / name
             if recovery(folder) is not None:
                 model = trained(folder)
                 continue
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            score = None if scores_nothing(self.dev()) else self.dev_score
-            context = Context(self.pairs, self.max_length, folder, self.config.seed, score)
-            model = step.apply(model, context)
+            model = step.apply(model, Context(self.pairs, self.max_length, folder, self.config.seed, self.scorer))
             if step.recovery:
-                model = self.recovered(model, [*step.recovery, *chain.recovery], context)
+                model = self.recovered(model, [*step.recovery, *chain.recovery, *more], folder)
         return model
 
-    def recovered(self, model: "Model", overrides: Sequence[str], context: "Context") -> "Model":
+    def recovered(self, model: "Model", overrides: Sequence[str], folder: Path) -> "Model":
         """The model after the training that a step asks for: a run of its own, from the step's result."""
         from unitsphere import artefact
 
-        start = context.folder / "start"
+        start = folder / "start"
         artefact.save(model, start)
         original = str(paths.model(self.config.model) or self.config.model)
-        length = "null" if context.max_length is None else str(context.max_length)
-        own = [hydra_app.filled(o.replace("{max_length}", length), {"original": original}) for o in overrides]
-        fixed = [hydra_app.quoted(f"{key}={place}") for key, place in (("init", start), ("outputs", context.folder))]
+        own = [hydra_app.filled(override, {"original": original}) for override in overrides]
+        fixed = [hydra_app.quoted(f"{key}={place}") for key, place in (("init", start), ("outputs", folder))]
         fixed += [f"seed={self.config.seed}", f"trainer.threads={self.config.threads}", "name=recovery"]
-        read = as_read(self.of_run, context.folder / "conf") if self.of_run is not None else []
-        return trained(context.folder, last_of_each_key([*read, *self.typed, *own, *fixed]))
+        read = as_read(self.of_run, folder / "conf") if self.of_run is not None else []
+        return trained(folder, last_of_each_key([*read, *self.typed, *own, *fixed]))
+
+    def scorer(self) -> "Callable[[Model], float] | None":
+        """What scores a model on dev; None where nothing does."""
+        from unitsphere.evaluation.score import scores_nothing
+
+        return None if scores_nothing(self.dev()) else self.dev_score
 
     def dev_score(self, model: "Model") -> float:
         """The primary metric on dev."""
@@ -243,9 +233,11 @@ def primaries(result: "Result") -> list[str]:
 
 
 def pairs(rows: Any, count: int, seed: int) -> list[tuple[str, str]]:
-    """`count` training rows as (query, document); of data without pairs, every text twice."""
+    """`count` training rows as (query, document); of data without pairs, and of scored ones, every text twice."""
     import numpy as np
 
     chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+    if rows.positive is not None and rows.score is not None:  # some of these pairs are alike, and others are not
+        return [(text, text) for i in chosen for text in (rows.anchor[i], rows.positive[i])]
     others = rows.anchor if rows.positive is None else rows.positive
     return [(rows.anchor[i], others[i]) for i in chosen]

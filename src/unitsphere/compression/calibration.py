@@ -8,12 +8,14 @@ unequal length; here a text's padding is left out.
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnxruntime
 import torch
 from onnx import helper
 
+from unitsphere import tracing
 from unitsphere.compression.products import products, read
 from unitsphere.errors import UsageError
 from unitsphere.graph import INPUTS, OUTPUT, GraphModel
@@ -25,15 +27,17 @@ Range = tuple[float, float]
 
 
 class Histogram:
-    """Counts (BINS) of an activation's values between `low` and `high`."""
+    """Counts (BINS) of an activation's values between `low` and `high`, and of their magnitudes between 0 and `top`."""
 
     def __init__(self, low: float, high: float):
         self.low, self.high = low, max(high, low + 1e-12)
-        self.counts = np.zeros(BINS, dtype=np.int64)
+        self.top = max(-self.low, self.high)
+        self.counts, self.magnitudes = np.zeros((2, BINS), dtype=np.int64)
 
     def add(self, values: np.ndarray) -> None:
         """Count more values, all of them within the range."""
         self.counts += np.histogram(values, BINS, (self.low, self.high))[0]
+        self.magnitudes += np.histogram(np.abs(values), BINS, (0, self.top))[0]
 
     @property
     def edges(self) -> np.ndarray:
@@ -71,12 +75,9 @@ class Entropy:
     beyond counted in its last bin, Q the same with 128 levels. (The arithmetic of TensorRT's calibrator.)"""
 
     def __call__(self, h: Histogram) -> Range:
-        middles = np.abs((h.edges[:-1] + h.edges[1:]) / 2)
-        top = max(-h.low, h.high)
-        counts = np.histogram(middles, BINS, (0, top), weights=h.counts)[0]
         levels = LEVELS // 2
-        best = min(range(levels, BINS + 1, 16), key=lambda n: _divergence(counts, n, levels))
-        t = top * best / BINS
+        best = min(range(levels, BINS + 1, 16), key=lambda n: _divergence(h.magnitudes, n, levels))
+        t = h.top * best / BINS
         return max(h.low, -t), min(h.high, t)
 
 
@@ -141,4 +142,6 @@ def _watching(file: Path, names: Sequence[str]) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = torch.get_num_threads()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # keeps every name
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with TemporaryDirectory() as place:
+        tracing.save(graph, Path(place) / "watching.onnx")  # as a file, since in memory a graph ends at 2 GB
+        return onnxruntime.InferenceSession(Path(place) / "watching.onnx", options, providers=["CPUExecutionProvider"])

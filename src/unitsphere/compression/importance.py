@@ -26,8 +26,8 @@ def gradient(
     """I_u = sum over texts x of | sum over the tokens of x of a_u · dL / da_u |.
 
     a_u is what unit u hands to the matrix behind it, L the InfoNCE of a batch of training pairs with in-batch
-    negatives: I_u is, to first order, by how much L changes where u is taken out. If the two texts of a pair are equal,
-    as with data without pairs, dropout makes two views of them; else it is off.
+    negatives: I_u is, to first order, by how much L changes where u is taken out. If the two texts of every pair are
+    equal, as with data without pairs, dropout makes two views of them; else it is off.
 
     Args:
         embedder: Left in the mode of evaluation.
@@ -46,7 +46,7 @@ def gradient(
     chosen = np.random.default_rng(context.seed).permutation(len(context.pairs))[:pairs]
     rows = [context.pairs[i] for i in chosen]
     totals = [torch.zeros(layer.count) for layer in layers]
-    embedder.train(any(query == document for query, document in rows))
+    embedder.train(all(query == document for query, document in rows))
     with torch.enable_grad(), torch.random.fork_rng(), ExitStack() as hooks:
         torch.manual_seed(context.seed)
         handed: list[list[Tensor]] = [[] for _ in layers]

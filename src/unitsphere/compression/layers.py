@@ -76,7 +76,7 @@ class PruneLayers(Step):
     def _searched(self, embedder: Embedder, context: Context) -> list[int]:
         whole = embedder.encoder.model
         kept = list(range(whole.config.num_hidden_layers))
-        quality = context.score or self._likeness(embedder, context)
+        quality = context.scorer() or self._likeness(embedder, context)
         while len(kept) > self.count:
             without = []
             for layer in kept:

@@ -21,8 +21,8 @@ class PruneMagnitude(Step):
 
     Dense kernels multiply zeros as fast as other numbers and a file holds them in as many bytes: nothing becomes
     faster, and smaller only what is compressed (see `compressed_bytes`: of all-MiniLM-L6-v2's 90.3 MB gzip makes 82.8,
-    and 67.2 with half of the linear weights at zero). What it shows is how much of a model is redundant. It has no
-    recovery: training would fill the zeros.
+    and 67.2 with half of the linear weights at zero). What it shows is how much of a model is redundant. No training
+    can follow: it would fill the zeros.
 
     Args:
         zeros: In [0, 1).
@@ -33,6 +33,7 @@ class PruneMagnitude(Step):
     """
 
     stage = "before"
+    undone = True
 
     def __init__(self, zeros: float = 0.5, per_matrix: bool = False):
         if not 0 <= zeros < 1:

@@ -27,18 +27,19 @@ class Context:
     """What a step may read besides the model.
 
     Attributes:
-        pairs: Training rows (query, document); of data without pairs, every text twice.
+        pairs: Training rows (query, document); of data without pairs, and of scored ones, every text
+            twice.
         max_length: Tokens of a text that training and calibration read.
         folder: Empty, the step's own, for what it writes on its way.
         seed: Of whatever it draws.
-        score: The primary dev metric of a model, larger is better; None where nothing scores dev.
+        scorer: Gives what scores a model on dev, larger is better; None where nothing does.
     """
 
     pairs: Sequence[tuple[str, str]]
     max_length: int | None
     folder: Path
     seed: int = 1
-    score: Callable[[Model], float] | None = None
+    scorer: Callable[[], Callable[[Model], float] | None] = lambda: None
 
     def sample(self, model: Model, count: int) -> list[str]:
         """`count` texts of the pairs with their prompts (all, where there are fewer), drawn by the seed.
@@ -60,12 +61,13 @@ class Step(ABC):
         stage: Where in a chain it may stand: stages never go back.
         ends: Whether no other step of its stage can follow, as of one that turns vectors into bytes.
         recovery: Overrides of train.yaml for a run that starts from what `apply` returned; in them `{original}` is the
-            folder of the model that the chain began with, `{max_length}` the tokens of a text that training reads.
-            Empty where it needs no training.
+            folder of the model that the chain began with. Empty where it needs no training.
+        undone: Whether a training after it would undo it.
     """
 
     stage: ClassVar[Stage]
     ends: ClassVar[bool] = False
+    undone: ClassVar[bool] = False
     recovery: Sequence[str] = ()
 
     @abstractmethod
@@ -95,7 +97,11 @@ def check_chain(steps: Mapping[str, Any]) -> None:
         UsageError: It names the two that stand the wrong way round, or that exclude each other.
     """
     before: tuple[str, Step] | None = None
+    undone: str | None = None
     for name, step in steps.items():
+        if step.recovery and undone is not None:
+            raise UsageError(f"compression={','.join(steps)}: the training of {name} would undo {undone}")
+        undone = name if step.undone else undone
         if before is not None:
             earlier, last = before
             if STAGES.index(step.stage) < STAGES.index(last.stage):

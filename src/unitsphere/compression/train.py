@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from unitsphere.compression.step import Context, Stage, Step
+from unitsphere.compression.step import Context, Stage, Step, trainable
 from unitsphere.model import Model
 
 
@@ -20,7 +20,7 @@ class Training(Step):
         self.recovery = recovery
 
     def apply(self, model: Model, context: Context) -> Model:
-        return model
+        return trainable(model, "a step that trains")
 
 
 class LossTraining(Training):

@@ -20,7 +20,8 @@ class Matryoshka(Loss):
 
     Args:
         inner: L; it normalises the cut vectors itself, as the losses here do.
-        dims: The d; the embedder's full width is one of them in the paper.
+        dims: The d; the embedder's full width is one of them in the paper. None is that width and the powers of two
+            below it, down to 32.
         weights: The w; 1 where not given.
 
     Raises:
@@ -28,20 +29,30 @@ class Matryoshka(Loss):
             vectors of one width only.
     """
 
-    def __init__(self, inner: Loss, dims: Sequence[int], weights: Sequence[float] | None = None):
+    dims: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __init__(self, inner: Loss, dims: Sequence[int] | None = None, weights: Sequence[float] | None = None):
         super().__init__()
-        self.inner, self.dims, self.weights = inner, tuple(dims), tuple(weights or [1.0] * len(dims))
-        if not dims or min(dims) < 1 or len({*dims}) != len(dims) or len(self.weights) != len(dims):
-            raise UsageError(
-                f"loss.dims={list(dims)} loss.weights={weights}: different widths, and one weight for each."
-            )
+        self.inner, self.given = inner, weights
+        if dims is not None:
+            self._cut_at(dims)
         if not inner.any_width:
             raise UsageError(
                 f"{type(inner).__name__} reads vectors of one width only, so loss=matryoshka cannot wrap it."
             )
         self.needs, self.optional, self.views = inner.needs, inner.optional, inner.views
 
+    def _cut_at(self, dims: Sequence[int]) -> None:
+        self.dims, self.weights = tuple(dims), tuple(self.given or [1.0] * len(dims))
+        if not dims or min(dims) < 1 or len({*dims}) != len(dims) or len(self.weights) != len(dims):
+            raise UsageError(
+                f"loss.dims={list(dims)} loss.weights={self.given}: different widths, and one weight for each."
+            )
+
     def attach(self, embedder: Any) -> None:
+        if not hasattr(self, "dims"):
+            self._cut_at(halves(embedder.dim))
         if max(self.dims) > embedder.dim:
             raise UsageError(f"loss.dims={list(self.dims)}: the vectors are {embedder.dim} wide.")
         self.inner.attach(embedder)
@@ -50,6 +61,15 @@ class Matryoshka(Loss):
         outs = {d: self.inner(cut(e, d)) for d in self.dims}
         total = sum(w * out.total for w, out in zip(self.weights, outs.values(), strict=True))
         return LossOutput(total, {**outs[self.dims[0]].parts, **{f"dim{d}": out.total for d, out in outs.items()}})
+
+
+def halves(width: int) -> list[int]:
+    """The width, and the powers of two below it down to 32.
+
+    >>> halves(384)
+    [384, 256, 128, 64, 32]
+    """
+    return [width, *(d for d in (2**n for n in range(20, 4, -1)) if d < width)]
 
 
 def cut(e: Embeddings, dim: int) -> Embeddings:

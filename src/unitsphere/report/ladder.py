@@ -29,7 +29,7 @@ UNITS = {
     "quality": ("%", "share of the original's first metric"),
     "size": ("MB", "of the model on disk"),
     "vector": ("bytes", "a stored vector"),
-    "memory": ("MB", "at most, loading and embedding"),
+    "memory": ("MiB", "at most, loading and embedding"),
     "throughput": ("/s", "texts, in batches"),
     "speedup": ("x", "throughput over the original's"),
     "latency_p50": ("ms", "of one text"),
@@ -138,10 +138,8 @@ def lines(ladders: Sequence[Record]) -> pd.DataFrame:
             row[f"{metric} sd"] = stdev(after) if len(scored) > 1 else None
             if name == BASELINE:
                 continue
-            d = significance.difference(scored, scored, *keys)
             row[f"{metric} kept"] = fmean(after) / fmean(before)
-            if d.low is not None and d.high is not None:
-                row[f"{metric} low"], row[f"{metric} high"] = (1 + v / fmean(before) for v in (d.low, d.high))
+            row[f"{metric} low"], row[f"{metric} high"] = significance.interval_of_share(scored, *keys)
         rows.append(row)
     return pd.DataFrame(rows)
 

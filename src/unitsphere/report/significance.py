@@ -73,6 +73,16 @@ def difference(a: Sequence[Record], b: Sequence[Record], metric_a: str, metric_b
     return Difference(value, low, high, p_items, p_seeds, effect)
 
 
+def interval_of_share(runs: Sequence[Record], of: str, metric: str) -> tuple[float | None, float | None]:
+    """The 95% interval over resampled queries or pairs of mean(metric) / mean(of), both over these runs; None where
+    there are no per-item scores. Its arguments are those of `difference`."""
+    whole, part = ([scores(run, name) for run in runs] for name in (of, metric))
+    if not (whole and all(whole + part) and same_items(whole + part)):
+        return None, None
+    low, high = np.quantile(_resampled(part) / _resampled(whole), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def randomisation(a: Record, b: Record, metric_a: str, metric_b: str) -> float:
     """p of the paired randomisation test: how often a difference as large comes about by swapping answers at random.
 
