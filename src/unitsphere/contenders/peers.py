@@ -1,5 +1,7 @@
 """The same work by sentence-transformers: the same model, texts, order, lengths, batch, precision and loss.
 
+Its process builds no encoder of ours, which would change how the C library keeps memory (`unitsphere.heap`).
+
 Code: https://github.com/huggingface/sentence-transformers
 """
 
@@ -8,12 +10,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from hydra.utils import get_method
 from omegaconf import DictConfig
 
 from unitsphere import artefact
+from unitsphere.bench.child import measured
 from unitsphere.bench.meter import Meter
 from unitsphere.build import build
-from unitsphere.cli.evaluate import embedder_of
 from unitsphere.contenders.encode import texts_of
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
@@ -26,11 +29,24 @@ def metered(model: Any) -> Meter:
     return Meter(model[0].auto_model, model, lambda args: args[0]["attention_mask"])
 
 
-def loaded(embedder: Embedder, max_length: int | None) -> Any:
-    """An embedder in sentence-transformers.
+def written(config: DictConfig, embedder: str, folder: str, max_length: int | None) -> dict[str, int | None]:
+    """Save what the function `embedder` makes of the configuration, and tell how many tokens it reads of a text.
 
     Raises:
-        UsageError: It is not installed.
+        UsageError: It is no torch model.
+    """
+    made = get_method(embedder)(config)
+    if not isinstance(made, Embedder):
+        raise UsageError(f"peer=sentence_transformers: model={config.model} is a {type(made).__name__}.")
+    artefact.save(made, Path(folder))
+    return {"limit": made.encoder.limit(max_length)}
+
+
+def loaded(config: DictConfig, embedder: str, max_length: int | None) -> Any:
+    """What the function `embedder` makes of the configuration, in sentence-transformers.
+
+    Raises:
+        UsageError: It is not installed; see also `written`.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -39,10 +55,10 @@ def loaded(embedder: Embedder, max_length: int | None) -> Any:
             "peer=sentence_transformers needs that library: pip install sentence-transformers accelerate"
         ) from error
     with TemporaryDirectory() as place:
-        folder = Path(place) / "model"
-        artefact.save(embedder, folder)
-        model = SentenceTransformer(str(folder))
-    model.max_seq_length = embedder.encoder.limit(max_length)
+        options: dict[str, Any] = {"embedder": embedder, "folder": place, "max_length": max_length}
+        limit = measured(f"{__name__}.{written.__name__}", config, torch.get_num_threads(), options)["limit"]
+        model = SentenceTransformer(place)
+    model.max_seq_length = limit
     return model
 
 
@@ -56,11 +72,7 @@ def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
     if type(loss) not in (SimCSE, InfoNCE):
         raise UsageError("peer=sentence_transformers: loss=simcse and infonce can be compared.")
     columns = {"anchor": "anchor", "positive": "anchor" if isinstance(loss, SimCSE) else "positive"}
-    from unitsphere.training.run import (
-        build_embedder,  # with it Lightning, whose memory is not the peer's when it encodes
-    )
-
-    model = loaded(build_embedder(config), config.data.max_length)
+    model = loaded(config, "unitsphere.training.run.build_embedder", config.data.max_length)
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.losses import MultipleNegativesRankingLoss
@@ -109,10 +121,7 @@ def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
 def encode(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_size: int) -> dict[str, Any]:
     """`contenders.encode.measure` by `SentenceTransformer.encode`."""
     chosen = texts_of(config, texts)
-    embedder = embedder_of(config)
-    if not isinstance(embedder, Embedder):
-        raise UsageError(f"peer=sentence_transformers: model={config.model} is a {type(embedder).__name__}.")
-    model = loaded(embedder, max_length)
+    model = loaded(config, "unitsphere.cli.evaluate.embedder_of", max_length)
     if bf16:
         model = model.bfloat16()
     model.encode(chosen[:batch_size], batch_size=batch_size)
