@@ -182,7 +182,9 @@ def _text(value: Any, pattern: str, factor: float = 1) -> str:
 def terminal(ladders: Sequence[Record]) -> Table:
     """For the screen: what fits on it."""
     headings, rows = cells(lines(ladders), primaries(ladders))
-    narrow = [n for n, heading in enumerate(headings) if heading not in WIDE]
+    of_columns = zip(*rows, strict=True)
+    some = [set(column) != {"-"} for column in of_columns]  # speeds, where they were measured
+    narrow = [n for n, heading in enumerate(headings) if heading not in WIDE and some[n]]
     narrowed = Table(title="metrics x 100; what is written has more columns", title_justify="left")
     for number in narrow:
         narrowed.add_column(headings[number], justify="left" if number == 0 else "right", no_wrap=number == 0)

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+WIDE = 1000  # characters of a line that no terminal has to show
 SCALED = ("alignment", "uniformity", "effective_rank", "mean_cosine")  # not shares: shown as they are
 
 
@@ -80,5 +81,11 @@ def shown(name: str, value: float | None, sign: str = "") -> str:
 
 
 def show(renderable: Any) -> None:
-    """Print to the terminal, or as plain text where there is none; a sentence is not broken, so paths stay whole."""
-    Console(markup=False).print(renderable, soft_wrap=isinstance(renderable, str))
+    """Print to the terminal, or as plain text where there is none: there a table is as wide as it needs to be. A
+    sentence is not broken, so paths stay whole."""
+    console = Console(markup=False)
+    if not console.is_terminal and not isinstance(renderable, str):
+        console.width = max(
+            console.width, console.measure(renderable, options=console.options.update(width=WIDE)).maximum
+        )
+    console.print(renderable, soft_wrap=isinstance(renderable, str))
