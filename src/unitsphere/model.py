@@ -73,8 +73,8 @@ class Model(ABC):
         return self
 
     def write(self, folder: Path) -> None:
-        """Fill a new folder. Its unitsphere.yaml holds `load: dotted.name` of a function that makes the model again
-        from `folder=`; `artefact.load` calls it. (An `Embedder` is written by `artefact.save`.)"""
+        """Fill a new folder. Its unitsphere.yaml holds `load: dotted.name` of a function, one of `artefact.LOADERS`,
+        that makes the model again from `folder=`. (An `Embedder` is written by `artefact.save`.)"""
         raise NotImplementedError(f"{type(self).__name__}.write")
 
     def encode(
