@@ -1,6 +1,7 @@
 """`unitsphere serve` as a process: what clients do to it, and a signal, after which no accepted request goes unanswered."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -13,13 +14,14 @@ import httpx2
 import numpy as np
 import pytest
 
-from serving import Letters, sample
+from serving import Letters, sample, until
 from unitsphere import artefact
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.serving.app import create_app
 from unitsphere.serving.gate import Door
 from unitsphere.serving.server import Server, listen
+from unitsphere.serving.settings import Limits, Settings
 
 TEXTS = [f"{'long ' * 25}{i}" for i in range(50)]
 
@@ -117,6 +119,37 @@ def test_it_ends_when_nothing_is_inside_or_its_time_is_up_or_at_a_second_signal(
     server = waiting(grace=60)
     server.handle_exit(signal.SIGINT, None)
     assert asyncio.run(server.on_tick(1)) and server.force_exit
+
+
+def test_a_client_that_reads_slowly_gets_the_whole_answer():
+    model, door = Letters(), Door()
+    app = create_app(model, None, Settings(limits=Limits(texts=30_000)), door)
+    body = json.dumps({"texts": ["a"] * 30_000}).encode()  # 16 MB of vectors, more than a socket's buffers hold
+
+    async def ask():
+        with listen("127.0.0.1", 0) as listener, socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            serving = asyncio.create_task(Server(app, door, 30).serve(sockets=[listener]))
+            await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+            reader, writer = await asyncio.open_connection(sock=client)
+            head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+            writer.write(head.encode() + b"\r\n\r\n" + body)
+            said = await reader.readuntil(b"\r\n\r\n")
+            await until(lambda: door.inside == 0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(2)  # more than it takes to end
+            answer = await reader.read(-1)
+            await serving
+            return said, answer
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn passes on once it has ended
+    try:
+        said, answer = asyncio.run(ask())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert f"content-length: {len(answer)}".encode() in said.lower()
+    assert len(json.loads(answer)) == 30_000
 
 
 def test_an_answer_does_not_wait_for_an_acknowledgement():
