@@ -1,6 +1,7 @@
 """A saved model gives the same vectors in unitsphere, in transformers and in sentence-transformers."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -64,6 +65,19 @@ def test_loads_equal(tmp_path, pooling, options):
     (folder / "unitsphere.yaml").unlink()  # what is left is a folder of that library
     (folder / "head.safetensors").unlink(missing_ok=True)
     np.testing.assert_allclose(artefact.load(folder).encode(TEXTS, "query"), embedder.encode(TEXTS, "query"), atol=1e-5)
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_whoever_the_umask_lets_reads_every_file(tmp_path, umask, mode):
+    embedder, before = made("pooling=attention", "embedder.projection_dim=7"), os.umask(umask)
+    try:
+        for name, model in (("plain", embedder), ("coded", Coded(embedder).stored_as(Binary(7)))):
+            artefact.save(model, tmp_path / name)
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"model.safetensors", "head.safetensors", "maps.safetensors", "code.safetensors"} <= {f.name for f in files}
+    assert {file.stat().st_mode & 0o777 for file in files} == {mode}
 
 
 def test_a_train_only_mlp_is_not_exported_but_kept(tmp_path):

@@ -15,6 +15,7 @@ Code: https://github.com/huggingface/sentence-transformers (the layout of its fo
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,8 +92,18 @@ def save(model: Model, folder: Path) -> None:
     else:
         work.mkdir(parents=True)
         model.write(work)
+    _let_others_read(work)
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
+
+
+def _let_others_read(folder: Path) -> None:
+    """Files as the process's umask has them; safetensors makes its own for their owner alone, and a server is another."""
+    umask = os.umask(0o077)  # cannot be asked for without being set
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def _write(embedder: Embedder, work: Path) -> None:
