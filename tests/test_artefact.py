@@ -19,6 +19,7 @@ from unitsphere.errors import UsageError
 from unitsphere.model import Model
 from unitsphere.pooling.mean import MeanPooling
 from unitsphere.search.codes import Binary
+from unitsphere.tracing import as_graph
 from unitsphere.training.run import build_embedder
 
 TEXTS = ["A red fish.", "an old tree by the river, and a car", "x", ""]
@@ -85,6 +86,32 @@ def test_a_train_only_mlp_is_not_exported_but_kept(tmp_path):
     assert "Dense" not in (folder / "modules.json").read_text()
     again = artefact.load(folder)
     torch.testing.assert_close(again.pooling.dense.weight, embedder.pooling.dense.weight)
+
+
+@pytest.mark.parametrize("name", ["query", "passage"])
+def test_the_prompt_of_texts_without_a_role_is_sentence_transformers_s(tmp_path, name):
+    library = pytest.importorskip("sentence_transformers", reason="a dev dependency")
+    embedder, folder = saved(tmp_path)
+    said = json.loads((folder / "config_sentence_transformers.json").read_text())
+    prompts = {"query": "ask: ", "passage": "read: "}
+    said |= {"prompts": prompts, "default_prompt_name": name}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    (folder / "unitsphere.yaml").unlink()
+    theirs = library.SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(theirs, embedder.encode(TEXTS, prompt=prompts[name]), atol=1e-5)
+    read = artefact.load(folder)
+    artefact.save(read, tmp_path / "again")
+    graph = as_graph(artefact.load(folder), tmp_path / "graph")
+    artefact.save(graph, tmp_path / "saved_graph")
+    artefact.save(Coded(read), tmp_path / "coded")
+    for place in (folder, tmp_path / "again", tmp_path / "saved_graph", tmp_path / "coded"):
+        np.testing.assert_allclose(artefact.load(place).encode(TEXTS), theirs, atol=1e-5)
+    again = library.SentenceTransformer(str(tmp_path / "again"), device="cpu")
+    np.testing.assert_allclose(again.encode(TEXTS), theirs, atol=1e-6)
+    assert "default_prompt" not in embedder.protocol() and read.protocol()["default_prompt"] in ("query", "document")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said | {"default_prompt_name": "gone"}))
+    with pytest.raises(UsageError, match="default_prompt_name=gone"):
+        artefact.load(folder)
 
 
 def test_what_cannot_be_loaded(tmp_path):

@@ -98,7 +98,7 @@ def save(model: Model, folder: Path) -> None:
 
 
 def _let_others_read(folder: Path) -> None:
-    """Files as the process's umask has them; safetensors makes its own for their owner alone, and a server is another."""
+    """Give files the mode that the umask says; safetensors makes its own for their owner alone."""
     umask = os.umask(0o077)  # cannot be asked for without being set
     os.umask(umask)
     for file in folder.rglob("*"):
@@ -250,7 +250,7 @@ def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
     similarity = "cosine" if embedder.normalize else "dot"
     _dump(
         folder / "config_sentence_transformers.json",
-        {"prompts": embedder.prompts, "default_prompt_name": None, "similarity_fn_name": similarity},
+        {"prompts": embedder.prompts, "default_prompt_name": embedder.default_prompt, "similarity_fn_name": similarity},
     )
 
 
@@ -290,8 +290,14 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
         saved["max_length"] = json.loads(length.read_text()).get("max_seq_length")
     settings = folder / "config_sentence_transformers.json"
     if settings.exists():
-        prompts = json.loads(settings.read_text()).get("prompts") or {}
-        node["prompts"] = {"document" if k == "passage" else k: v for k, v in prompts.items()}
+        said = json.loads(settings.read_text())
+        ours = {"passage": "document"}  # where the names differ
+        node["prompts"] = {ours.get(name, name): prompt for name, prompt in (said.get("prompts") or {}).items()}
+        default = said.get("default_prompt_name")
+        if default is not None:
+            node["default_prompt"] = ours.get(default, default)
+            if node["default_prompt"] not in node["prompts"]:
+                raise UsageError(f"{settings}: default_prompt_name={default} is none of its prompts.")
     return saved
 
 

@@ -120,7 +120,7 @@ class Engine:
         role = self.settings.role if role is None else role
         if role not in (None, *self.roles):
             raise Refused(400, f"role: this model knows {', '.join(self.roles)}", "role", "unknown_role")
-        prompt = self._prompt(role) if prompt is None else prompt
+        prompt = self.model.prompt_of(role) if prompt is None else prompt
         self._check(texts, prompt)
         return await self._embed(texts, role, prompt, cut)
 
@@ -148,7 +148,7 @@ class Engine:
         Raises:
             As `embed`.
         """
-        asking, answering = ("", "") if self.reranker is not None else map(self._prompt, ("query", "document"))
+        asking, answering = ("", "") if self.reranker is not None else map(self.model.prompt_of, ("query", "document"))
         self._check([query], asking, "query")
         self._check(texts, answering)
         if self.reranker is None:
@@ -165,9 +165,6 @@ class Engine:
         found = await self.scoring({pair: of.tokens for pair, of in read.items()})
         values = np.array([found[pair] for pair in pairs], np.float32)
         return Answer(values, sum(read[pair].tokens for pair in pairs), sum(cuts))
-
-    def _prompt(self, role: str | None) -> str:
-        return self.model.prompts.get("query" if role == "symmetric" else role or "", "")
 
     def _check(self, texts: Sequence[str], prompt: str, field: str = "texts") -> None:
         limits = self.settings.limits
