@@ -140,7 +140,8 @@ def test_a_key_without_a_value_fails_those_that_wait_for_it():
     async def body():
         async with running(batch_tokens=4) as (batcher, compute, _):
             asked = [asyncio.create_task(batcher(of(keys))) for keys in ([1], [14, *range(20, 40)], [2])]
-            fine, bad, too = await asyncio.gather(*asked, return_exceptions=True)
+            async with asyncio.timeout(10):
+                fine, bad, too = await asyncio.gather(*asked, return_exceptions=True)
             assert fine == {1: 2} and too == {2: 4} and isinstance(bad, BatchFailed)
             assert compute.batches == [[1, 14, 2, 20]] and not batcher.waiting and batcher.tokens == 0
             assert await batcher(of([3])) == {3: 6}

@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import numpy as np
 import pytest
 
-from serving import Letters, sample, until
+from serving import Letters, sample
 from unitsphere import artefact
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
@@ -122,30 +123,32 @@ def test_it_ends_when_nothing_is_inside_or_its_time_is_up_or_at_a_second_signal(
 
 
 def test_a_client_that_reads_slowly_gets_the_whole_answer():
-    model, door = Letters(), Door()
-    app = create_app(model, None, Settings(limits=Limits(texts=30_000)), door)
+    door = Door()
+    app = create_app(Letters(), None, Settings(limits=Limits(texts=30_000)), door)
     body = json.dumps({"texts": ["a"] * 30_000}).encode()  # 16 MB of vectors, more than a socket's buffers hold
+    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
 
-    async def ask():
-        with listen("127.0.0.1", 0) as listener, socket.socket() as client:
+    def ask(address):
+        with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.setblocking(False)
-            serving = asyncio.create_task(Server(app, door, 30).serve(sockets=[listener]))
-            await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
-            reader, writer = await asyncio.open_connection(sock=client)
-            head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-            writer.write(head.encode() + b"\r\n\r\n" + body)
-            said = await reader.readuntil(b"\r\n\r\n")
-            await until(lambda: door.inside == 0)
+            client.settimeout(20)
+            client.connect(address)
+            client.sendall(head.encode() + body)
+            answer = client.recv(1)
+            while door.inside:
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
-            await asyncio.sleep(2)  # more than it takes to end
-            answer = await reader.read(-1)
-            await serving
-            return said, answer
+            time.sleep(2)
+            while part := client.recv(2**20):
+                answer += part
+            return answer
 
-    before = signal.signal(signal.SIGTERM, lambda *_: None)  # which uvicorn passes on once it has ended
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # to whom uvicorn hands it on when it has ended
     try:
-        said, answer = asyncio.run(ask())
+        with listen("127.0.0.1", 0) as listener, ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(ask, listener.getsockname())
+            Server(app, door, 30).run(sockets=[listener])
+            said, _, answer = asked.result().partition(b"\r\n\r\n")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert f"content-length: {len(answer)}".encode() in said.lower()
