@@ -1,18 +1,25 @@
 """A saved model gives the same vectors in unitsphere, in transformers and in sentence-transformers."""
 
 import json
+import os
+import re
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from conftest import composed
 from unitsphere import artefact, paths
 from unitsphere.build import build
+from unitsphere.coded import Coded
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.model import Model
+from unitsphere.pooling.mean import MeanPooling
+from unitsphere.search.codes import Binary
+from unitsphere.tracing import as_graph
 from unitsphere.training.run import build_embedder
 
 TEXTS = ["A red fish.", "an old tree by the river, and a car", "x", ""]
@@ -61,11 +68,50 @@ def test_loads_equal(tmp_path, pooling, options):
     np.testing.assert_allclose(artefact.load(folder).encode(TEXTS, "query"), embedder.encode(TEXTS, "query"), atol=1e-5)
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_whoever_the_umask_lets_reads_every_file(tmp_path, umask, mode):
+    embedder, before = made("pooling=attention", "embedder.projection_dim=7"), os.umask(umask)
+    try:
+        for name, model in (("plain", embedder), ("coded", Coded(embedder).stored_as(Binary(7)))):
+            artefact.save(model, tmp_path / name)
+    finally:
+        os.umask(before)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"model.safetensors", "head.safetensors", "maps.safetensors", "code.safetensors"} <= {f.name for f in files}
+    assert {file.stat().st_mode & 0o777 for file in files} == {mode}
+
+
 def test_a_train_only_mlp_is_not_exported_but_kept(tmp_path):
     embedder, folder = saved(tmp_path, "pooling=cls_mlp", "pooling.train_only=true")
     assert "Dense" not in (folder / "modules.json").read_text()
     again = artefact.load(folder)
     torch.testing.assert_close(again.pooling.dense.weight, embedder.pooling.dense.weight)
+
+
+@pytest.mark.parametrize("name", ["query", "passage"])
+def test_the_prompt_of_texts_without_a_role_is_sentence_transformers_s(tmp_path, name):
+    library = pytest.importorskip("sentence_transformers", reason="a dev dependency")
+    embedder, folder = saved(tmp_path)
+    said = json.loads((folder / "config_sentence_transformers.json").read_text())
+    prompts = {"query": "ask: ", "passage": "read: "}
+    said |= {"prompts": prompts, "default_prompt_name": name}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said))
+    (folder / "unitsphere.yaml").unlink()
+    theirs = library.SentenceTransformer(str(folder), device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(theirs, embedder.encode(TEXTS, prompt=prompts[name]), atol=1e-5)
+    read = artefact.load(folder)
+    artefact.save(read, tmp_path / "again")
+    graph = as_graph(artefact.load(folder), tmp_path / "graph")
+    artefact.save(graph, tmp_path / "saved_graph")
+    artefact.save(Coded(read), tmp_path / "coded")
+    for place in (folder, tmp_path / "again", tmp_path / "saved_graph", tmp_path / "coded"):
+        np.testing.assert_allclose(artefact.load(place).encode(TEXTS), theirs, atol=1e-5)
+    again = library.SentenceTransformer(str(tmp_path / "again"), device="cpu")
+    np.testing.assert_allclose(again.encode(TEXTS), theirs, atol=1e-6)
+    assert "default_prompt" not in embedder.protocol() and read.protocol()["default_prompt"] in ("query", "document")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(said | {"default_prompt_name": "gone"}))
+    with pytest.raises(UsageError, match="default_prompt_name=gone"):
+        artefact.load(folder)
 
 
 def test_what_cannot_be_loaded(tmp_path):
@@ -135,7 +181,8 @@ def lengths(folder):
     return Lengths(float((folder / "scale").read_text()))
 
 
-def test_a_model_of_another_kind_names_what_loads_it(tmp_path):
+def test_a_model_of_another_kind_names_what_loads_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefact, "LOADERS", ("test_artefact.lengths", "test_artefact.nothing"))
     artefact.save(Lengths(2.0), tmp_path / "run" / "model")
     for place in ("run", "run/model"):  # a run folder and a model folder
         again = artefact.load(tmp_path / place)
@@ -148,3 +195,72 @@ def test_a_model_of_another_kind_names_what_loads_it(tmp_path):
     (tmp_path / "run" / "model" / "unitsphere.yaml").write_text("load: test_artefact.nothing\n")
     with pytest.raises(UsageError, match="nothing"):
         artefact.load(tmp_path / "run")
+
+
+class Own(MeanPooling):
+    """A pooler of somebody's own, with a layer in it."""
+
+    def __init__(self, dim: int, layer: torch.nn.Module):
+        super().__init__(dim)
+        self.layer = layer
+
+    def forward(self, states):
+        return self.layer(super().forward(states))
+
+
+def test_a_pooler_of_one_s_own_loads_again(tmp_path):
+    layer = {"_target_": "torch.nn.Linear", "in_features": 32, "out_features": 32}
+    pooling = {"_target_": "test_artefact.Own", "layer": layer}
+    embedder = artefact.assemble(tiny(), pooling, {"_target_": "unitsphere.embedder.Embedder"}).eval()
+    artefact.save(embedder, tmp_path / "model")
+    np.testing.assert_allclose(artefact.load(tmp_path / "model").encode(TEXTS), embedder.encode(TEXTS), atol=1e-6)
+
+
+MEAN = "unitsphere.pooling.mean.MeanPooling"
+CALLED = []
+
+
+def called(**kwargs):
+    CALLED.append(kwargs)
+
+
+class Called(torch.nn.Module):
+    """A class of torch's kind that is no part of a model, such as one that loads other models."""
+
+    def __init__(self):
+        CALLED.append(self)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"pooling": {"_target_": MEAN, "x": {"_target_": "test_artefact.called"}}}, "pooling.x._target_="),
+        ({"pooling": {"_target_": MEAN, "x": [{"y": {"_target_": "test_artefact.called"}}]}}, "pooling.x.0.y._target_="),
+        ({"pooling": {"_target_": "test_artefact.called"}}, "pooling._target_=test_artefact.called"),
+        ({"pooling": {"_target_": MEAN, "x": {"_target_": "test_artefact.Called"}}}, "pooling.x._target_="),
+        ({"pooling": {"_target_": MEAN, "_args_": [{"_target_": "test_artefact.called"}]}}, "pooling._args_.0._target_="),
+        ({"pooling": {"_target_": MEAN, "x": "${oc.decode:'{_target_: test_artefact.called}'}"}}, "no interpolations"),
+        ({"pooling": {"_target_": {"_target_": "test_artefact.called"}}}, "pooling._target_="),
+        ({"embedder": {"_target_": "test_artefact.called"}}, "embedder._target_=test_artefact.called"),
+        ({"window": {"_target_": "test_artefact.called"}}, "window._target_=test_artefact.called"),
+        ({"pooling": {"_target_": "mine.Gone"}}, "pooling._target_=mine.Gone"),
+        ({"load": "test_artefact.called"}, "load=test_artefact.called"),
+        ({"load": {"_target_": "test_artefact.called"}}, "load._target_=test_artefact.called"),
+    ],
+)  # fmt: skip
+def test_a_model_s_file_calls_nothing_but_parts_of_a_model(tmp_path, written, said):
+    _, folder = saved(tmp_path)
+    before = yaml.safe_load((folder / "unitsphere.yaml").read_text())
+    (folder / "unitsphere.yaml").write_text(yaml.safe_dump(before | written))
+    with pytest.raises(UsageError, match=re.escape(said)) as error:
+        artefact.load(folder)
+    assert str(folder / "unitsphere.yaml") in str(error.value) and not CALLED
+
+
+def test_nor_does_the_file_of_its_code(tmp_path):
+    artefact.save(Coded(made()).stored_as(Binary(32)), tmp_path / "model")
+    assert artefact.load(tmp_path / "model").vector_bytes == 4
+    (tmp_path / "model" / "code.json").write_text('{"_target_": "test_artefact.called"}')
+    with pytest.raises(UsageError, match=r"code.json: _target_=test_artefact.called"):
+        artefact.load(tmp_path / "model")
+    assert not CALLED

@@ -15,7 +15,7 @@ from unitsphere.serving.cache import OVERHEAD, Cache, Embedded, Key
 
 
 class Doubling:
-    """Twice a number; 13 makes it raise. It waits while `free` is not set."""
+    """Twice a number; 13 makes it raise, and 14 has no value. It waits while `free` is not set."""
 
     def __init__(self):
         self.batches, self.free = [], threading.Event()
@@ -26,7 +26,7 @@ class Doubling:
         self.free.wait(10)
         if 13 in keys:
             raise ValueError(13)
-        return {key: 2 * key for key in keys}
+        return {key: 2 * key for key in keys if key != 14}
 
 
 @asynccontextmanager
@@ -132,6 +132,19 @@ def test_a_batch_that_fails_fails_its_requests_and_no_other():
             assert await batcher(of([1, 2, 3])) == {1: 2, 2: 4, 3: 6}
             assert compute.batches == [[13, 20], [1, 2], [3]] and batcher.tokens == 0  # 21 to 39 are not computed
             assert len(seen) == 2
+
+    asyncio.run(body())
+
+
+def test_a_key_without_a_value_fails_those_that_wait_for_it():
+    async def body():
+        async with running(batch_tokens=4) as (batcher, compute, _):
+            asked = [asyncio.create_task(batcher(of(keys))) for keys in ([1], [14, *range(20, 40)], [2])]
+            async with asyncio.timeout(10):
+                fine, bad, too = await asyncio.gather(*asked, return_exceptions=True)
+            assert fine == {1: 2} and too == {2: 4} and isinstance(bad, BatchFailed)
+            assert compute.batches == [[1, 14, 2, 20]] and not batcher.waiting and batcher.tokens == 0
+            assert await batcher(of([3])) == {3: 6}
 
     asyncio.run(body())
 

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from conftest import command
 from unitsphere import artefact
-from unitsphere.card import card
+from unitsphere.card import card, results
 from unitsphere.cli import push
 from unitsphere.cli.train import main as train
 from unitsphere.errors import UsageError
@@ -74,6 +74,22 @@ def test_the_code_on_the_card_runs(run):
     assert np.abs(plain - vectors[0]).max() > 1e-3  # the card's call uses the prompt
 
 
+def test_scores_stand_under_the_task_that_they_are_of():
+    kinds = {"sts": "sts", "mine": "retrieval", "tickets": "classification", "mrpc": "pair classification"}
+    kinds |= {"topics": "clustering", "geometry": "geometry", "bitext-en-de": "bitext"}
+    names = ["sts/sts12", "sts/avg", "mine/mrr@10", "tickets/accuracy", "mrpc/ap", "topics/ari", "geometry/uniformity"]
+    names += ["bitext-en-de/mrr@10", "unheard/of"]
+    metrics = {f"test/{name}": 0.5 for name in names} | {"before/mine/mrr@10": 0.4, "steps": 2.0}
+    found = results(metrics, {task: {"kind": kind} for task, kind in kinds.items()})
+    assert [(one.task_type, one.dataset_name, one.metric_type) for one in found] == [
+        ("sentence-similarity", "sts12", "spearman"),
+        ("sentence-similarity", "avg", "spearman"),
+        ("text-retrieval", "mine", "mrr@10"),
+        ("text-classification", "tickets", "accuracy"),
+        ("text-classification", "mrpc", "ap"),
+    ]
+
+
 @pytest.mark.slow
 def test_a_base_hands_its_licence_down(run, pairs, tmp_path):
     base = tmp_path / "base"
@@ -119,6 +135,12 @@ def test_pushed_to_a_folder(run, tmp_path):
     with pytest.raises(UsageError, match="is there already"):
         push.main([str(run.folder), f"to={target}"])
     assert [p.name for p in target.parent.iterdir()] == ["mine"]
+
+
+def test_the_code_on_the_card_of_a_folder_names_the_folder(run, tmp_path):
+    push.main([str(run.folder), f"to={tmp_path / 'mine'}"])
+    text = (tmp_path / "mine" / "README.md").read_text()
+    assert f'SentenceTransformer("{tmp_path / "mine"}")' in text and ModelCard(text).data.model_name == "mine"
 
 
 class Hub:

@@ -43,6 +43,14 @@ def test_the_image_is_built_from_what_is_there(dockerfile):
     assert "[serve]" in str(dockerfile) and "serve" in project["project"]["optional-dependencies"]
 
 
+def test_torch_without_cuda_comes_from_an_index_and_what_it_needs_from_another(dockerfile):
+    (line,) = (rest for kind, rest in dockerfile if kind == "RUN" and "--index-url" in rest)
+    words = shlex.split(line)
+    assert words[words.index("--index-url") + 1].endswith("/whl/cpu") and words[: words.index("&&")][-1] == "torch"
+    assert words[words.index("--extra-index-url") + 1] == "https://pypi.org/simple"
+    assert "torch.version.cuda is None" in words[-1]
+
+
 def test_the_image_runs_the_verb_as_nobody_in_particular(dockerfile):
     of = dict(dockerfile)
     program, verb, *overrides = yaml.safe_load(of["ENTRYPOINT"])

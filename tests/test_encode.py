@@ -326,32 +326,28 @@ def test_a_machine_without_ray_says_what_is_missing(folder, monkeypatch):
     assert not (folder / "made").exists()
 
 
-LOADER = """
+DEADLY = """
 import os
 from pathlib import Path
-from unitsphere import artefact
+from unitsphere.embedder import Embedder
 
-def load(folder):
-    model, once = artefact.load(folder / "inner"), folder / "killed"
-    encode = model.encode
-
-    def dies(texts, *args, **kwargs):
+class Deadly(Embedder):
+    def encode(self, texts, *args, **kwargs):
+        once = Path("{once}")
         if "{text}" in texts and ({always} or not once.exists()):
             once.touch()
             os._exit(1)
-        return encode(texts, *args, **kwargs)
-
-    model.encode = dies
-    return model
+        return super().encode(texts, *args, **kwargs)
 """
 
 
 def on_ray(folder, *overrides, text="", always=False, **kwargs):
     """With a model that kills the process that encodes some text with it, once or always."""
     pytest.importorskip("ray", reason="the extra ray")
-    (folder / "deadly.py").write_text(LOADER.format(text=text, always=always))
-    artefact.save(artefact.load("model"), folder / "deadly" / "inner")
-    (folder / "deadly" / "unitsphere.yaml").write_text("load: deadly.load\n")
+    (folder / "deadly.py").write_text(DEADLY.format(text=text, always=always, once=folder / "killed"))
+    model = artefact.load("model")
+    model.nodes["embedder"]["_target_"] = "deadly.Deadly"
+    artefact.save(model, folder / "deadly")
     line = [
         "model=deadly",
         "corpus=corpus.jsonl",
@@ -368,7 +364,7 @@ def on_ray(folder, *overrides, text="", always=False, **kwargs):
 @pytest.mark.slow
 def test_ray_gives_the_vectors_of_one_process_and_survives_a_killed_worker(folder):
     done = on_ray(folder, text=TEXTS[110])
-    assert (folder / "deadly" / "killed").exists() and "157 vectors of 32 numbers in 8 files" in done.stdout
+    assert (folder / "killed").exists() and "157 vectors of 32 numbers in 8 files" in done.stdout
     made("rows=20")
     assert read("on_ray")[0] == read()[0]
     np.testing.assert_array_equal(read("on_ray")[1], read()[1])

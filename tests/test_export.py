@@ -22,6 +22,7 @@ from unitsphere.export.tensorrt import ToTensorRT
 from unitsphere.export.torch_export import ToTorchExport
 from unitsphere.export.triton import ToTriton
 from unitsphere.export.verify import COUNT, near, same, texts
+from unitsphere.graph import GraphModel
 
 TEXTS = ["", "short", "naïve 中文 🙂", "rather longer " * 12]
 
@@ -169,6 +170,38 @@ def test_tensorrt_says_what_it_needs(tmp_path):
     with pytest.raises(UsageError, match=r"needs TensorRT here.*CPUExecutionProvider"):
         ToTensorRT()(model(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_of_tensorrt_takes_every_input_and_is_asked_for_no_more_texts_than_it_takes(tmp_path, monkeypatch):
+    embedder = model(pool_prompt=False)
+    graph = tracing.as_graph(embedder, tmp_path)
+    options = ToTensorRT(batch=16).options(graph, tmp_path)
+    assert options["trt_profile_min_shapes"] == "input_ids:1x1,attention_mask:1x1,prompt:1"
+    assert options["trt_profile_opt_shapes"] == "input_ids:16x32,attention_mask:16x32,prompt:16"
+    assert options["trt_profile_max_shapes"] == "input_ids:16x32,attention_mask:16x32,prompt:16"
+    asked, call = [], GraphModel.__call__
+    monkeypatch.setattr(
+        GraphModel, "__call__", lambda self, tokens: asked.append(len(tokens.ids)) or call(self, tokens)
+    )
+    monkeypatch.setattr("unitsphere.export.tensorrt.find_spec", lambda name: object())
+    monkeypatch.setattr("unitsphere.export.tensorrt.PROVIDER", "CPUExecutionProvider")  # which has other options
+    monkeypatch.setattr(ToTensorRT, "options", lambda *_: {})
+    assert "mean cosine 1.0" in ToTensorRT(batch=16)(embedder, tmp_path / "engine")
+    assert max(asked) <= 16 and sum(asked) == len(set(texts(embedder.encoder)))
+
+
+def test_a_prompt_s_length_is_one_number_a_text_in_triton_and_none_of_a_row_s_in_the_graph(tmp_path):
+    ToTriton()(model(pool_prompt=False), tmp_path)
+    text = (tmp_path / "embedder" / "config.pbtxt").read_text()
+    assert 'name: "prompt", data_type: TYPE_INT64, dims: [ 1 ] reshape: { shape: [ ] } }' in text
+    session = onnxruntime.InferenceSession(str(tmp_path / "embedder" / "1" / "model.onnx"))
+    assert {i.name: len(i.shape) for i in session.get_inputs()} == {"input_ids": 2, "attention_mask": 2, "prompt": 1}
+    schema = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="the schema comes with tritonclient")
+    from google.protobuf import text_format
+
+    prompt = text_format.Parse(text, schema.ModelConfig()).input[2]
+    assert (prompt.name, list(prompt.dims), list(prompt.reshape.shape)) == ("prompt", [1], [])
+    assert prompt.HasField("reshape")
 
 
 def test_triton(tmp_path):

@@ -198,6 +198,14 @@ def test_another_model_at_the_same_place_is_told(folder):
         ask()
 
 
+def test_an_index_calls_nothing_but_an_index(folder):
+    make()
+    about = json.loads((folder / "made" / "index.json").read_text())
+    (folder / "made" / "index.json").write_text(json.dumps(about | {"index": {"_target_": "builtins.print"}}))
+    with pytest.raises(UsageError, match=r"made/index.json: index._target_=builtins.print"):
+        ask()
+
+
 @pytest.mark.parametrize(
     ("rows", "overrides", "said"),
     [

@@ -5,6 +5,8 @@ import base64
 import json
 import logging
 import re
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from transformers import BertForSequenceClassification
 
 from conftest import composed
 from serving import Letters, answers, clients, queued, sample, until
+from unitsphere import artefact
 from unitsphere.cli import serve
 from unitsphere.coded import Coded
 from unitsphere.embedder import Embedder
@@ -23,6 +26,7 @@ from unitsphere.errors import UsageError
 from unitsphere.pooling.mean import MeanPooling
 from unitsphere.search.codes import Binary
 from unitsphere.serving.app import ENDPOINTS, create_app
+from unitsphere.serving.engine import Engine
 from unitsphere.serving.gate import Door
 from unitsphere.serving.settings import Limits, Process, Settings
 
@@ -224,7 +228,9 @@ def test_the_model_is_listed_as_openai_s_are(model):
         ("/embed", {"texts": ["a"], "prompt": "b" * 1000}, 413, "limits.characters"),
         ("/embed", {"texts": ["a"] * 21}, 413, "limits.texts"),
         ("/embed", {"texts": ["a", "b c " * 70], "truncate": False}, 413, "text 1 has more than the 128 tokens"),
-        ("/rerank", {"query": "b" * 1001, "texts": ["a"]}, 413, "limits.characters"),
+        ("/rerank", {"query": "b" * 1001, "texts": ["a"]}, 413, "the query has 1001 characters"),
+        ("/rerank", {"query": "b c " * 70, "texts": ["a"], "truncate": False}, 413, "the query has more than the 128"),
+        ("/rerank", {"query": "b", "texts": ["a", "b" * 1001]}, 413, "text 1 has 1001 characters"),
         ("/rerank", {"query": "b", "texts": ["a"] * 21}, 413, "limits.texts"),
         ("/rerank", {"query": "b", "texts": ["a"], "top_n": 0}, 400, "top_n"),
         ("/rerank", {"texts": ["a"]}, 400, "query"),
@@ -353,7 +359,63 @@ def test_a_model_that_fails_fails_one_request(bad, caplog):
     assert failed.status_code == 500 and fine.status_code == 200
     error = failed.json()["error"]
     assert error["type"] == "server_error" and "letters only" not in error["message"]
-    assert any(record.exc_info for record in caplog.records)
+    assert any(record.exc_info or "1 of a batch of 2" in record.getMessage() for record in caplog.records)
+
+
+def test_a_text_without_a_vector_fails_its_own_request_and_none_beside_it():
+    model = Letters()
+    app = create_app(model)
+
+    async def body():
+        async with clients(app) as client:
+            model.free.clear()
+            model.calls.clear()
+            first = asyncio.create_task(client.post("/embed", json={"texts": ["first"]}))
+            await until(lambda: model.calls)
+            texts = (["one"], ["a?", "two"], ["three"], ["four", "two"])
+            asked = [asyncio.create_task(client.post("/embed", json={"texts": some})) for some in texts]
+            await queued(client, sum(len(text) + 2 for some in texts for text in some))
+            model.free.set()
+            return await first, await asyncio.gather(*asked)
+
+    _, found = asyncio.run(body())
+    assert len(model.calls) == 2 and len(model.calls[1]) == 5  # all of them in one batch
+    assert [answer.status_code for answer in found] == [200, 500, 200, 200]
+    np.testing.assert_allclose(found[3].json(), [Letters.vector("four"), Letters.vector("two")], atol=1e-6)
+
+
+def test_a_text_that_takes_long_to_count_keeps_nobody_waiting(monkeypatch):
+    go, count = threading.Event(), Engine._count
+
+    def slow(self, key):
+        go.wait(5)
+        return count(self, key)
+
+    monkeypatch.setattr(Engine, "_count", slow)
+
+    async def body():
+        async with clients(create_app(Letters())) as client:
+            start = time.monotonic()
+            asked = asyncio.create_task(client.post("/embed", json={"texts": ["long"]}))
+            await asyncio.sleep(0.05)
+            health = await client.get("/health")
+            assert health.status_code == 200 and not asked.done() and time.monotonic() - start < 4
+            go.set()
+            assert (await asked).status_code == 200
+
+    asyncio.run(body())
+
+
+def test_a_rerank_that_is_refused_computes_nothing():
+    model = Letters()
+
+    async def body():
+        async with clients(create_app(model, None, Settings(limits=Limits(texts=2)))) as client:
+            model.calls.clear()
+            refused = await client.post("/rerank", json={"query": "a", "texts": ["a", "b", "c"]})
+            assert refused.status_code == 413 and not model.calls
+
+    asyncio.run(body())
 
 
 def test_a_full_queue_says_when_to_come_again():
@@ -444,8 +506,8 @@ def test_a_draining_server_answers_what_it_has_taken_and_takes_no_more():
     assert late.headers["retry-after"] == "1" and late.json()["error"]["code"] == "draining"
 
 
-def test_a_key_is_asked_for_and_told_to_nobody(caplog):
-    key = "geheim-ключ-7f3a"
+@pytest.mark.parametrize("key", ["geheim-ключ-7f3a", "geheim-voilà"])  # whose last byte is a blank in Latin-1
+def test_a_key_is_asked_for_and_told_to_nobody(key, caplog):
     settings = Settings(api_key=key)
     app = create_app(Letters(), None, settings)
     caplog.set_level(logging.DEBUG)
@@ -505,7 +567,28 @@ def test_the_configuration_s_keys_are_the_settings():
     given = {"name": "model", "api_key": None}  # made of `name` and `api_key_env`
     assert serve.checked(Settings, {**config, **given}) == Settings() and serve.checked(Process, config) == Process()
     read = {field for kind in (Settings, Process) for field in kind.__dataclass_fields__}
-    assert set(config) == read - {"api_key"} | {"model", "reranker", "api_key_env"}
+    assert set(config) == read - {"api_key"} | {"model", "reranker", "cross_encoder", "api_key_env"}
+
+
+def test_the_reranker_reads_as_many_tokens_as_it_is_told(reranker, tmp_path, monkeypatch):
+    pooling, embedder = "unitsphere.pooling.mean.MeanPooling", "unitsphere.embedder.Embedder"
+    artefact.save(artefact.assemble(tiny(), {"_target_": pooling}, {"_target_": embedder}), tmp_path / "tiny")
+
+    def made(model, given, *rest):
+        raise UsageError(f"reads {given.max_length}")
+
+    monkeypatch.setattr("unitsphere.serving.app.create_app", made)
+    line = [f"model={tmp_path / 'tiny'}", f"reranker={tmp_path / 'reranker'}", "cross_encoder.max_length=64"]
+    with pytest.raises(UsageError, match="reads 64"):
+        serve.job(composed(*line, "threads=1", root="serve"))
+
+
+def test_a_key_out_of_a_file_ends_before_its_line_does(monkeypatch):
+    monkeypatch.setenv("UNITSPHERE_KEY", " geheim\r\n")
+    assert serve.api_key("UNITSPHERE_KEY") == "geheim"
+    monkeypatch.setenv("UNITSPHERE_KEY", "\n")
+    with pytest.raises(UsageError, match="UNITSPHERE_KEY"):
+        serve.api_key("UNITSPHERE_KEY")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`unitsphere serve` as a process: what clients do to it, and a signal, after which no accepted request goes unanswered."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import numpy as np
@@ -20,6 +22,7 @@ from unitsphere.errors import UsageError
 from unitsphere.serving.app import create_app
 from unitsphere.serving.gate import Door
 from unitsphere.serving.server import Server, listen
+from unitsphere.serving.settings import Limits, Settings
 
 TEXTS = [f"{'long ' * 25}{i}" for i in range(50)]
 
@@ -117,6 +120,39 @@ def test_it_ends_when_nothing_is_inside_or_its_time_is_up_or_at_a_second_signal(
     server = waiting(grace=60)
     server.handle_exit(signal.SIGINT, None)
     assert asyncio.run(server.on_tick(1)) and server.force_exit
+
+
+def test_a_client_that_reads_slowly_gets_the_whole_answer():
+    door = Door()
+    app = create_app(Letters(), None, Settings(limits=Limits(texts=30_000)), door)
+    body = json.dumps({"texts": ["a"] * 30_000}).encode()  # 16 MB of vectors, more than a socket's buffers hold
+    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+
+    def ask(address):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(20)
+            client.connect(address)
+            client.sendall(head.encode() + body)
+            answer = client.recv(1)
+            while door.inside:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2)
+            while part := client.recv(2**20):
+                answer += part
+            return answer
+
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # to whom uvicorn hands it on when it has ended
+    try:
+        with listen("127.0.0.1", 0) as listener, ThreadPoolExecutor(1) as thread:
+            asked = thread.submit(ask, listener.getsockname())
+            Server(app, door, 30).run(sockets=[listener])
+            said, _, answer = asked.result().partition(b"\r\n\r\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert f"content-length: {len(answer)}".encode() in said.lower()
+    assert len(json.loads(answer)) == 30_000
 
 
 def test_an_answer_does_not_wait_for_an_acknowledgement():

@@ -6,12 +6,16 @@
     modules.json, 1_Pooling/…                    the same for sentence-transformers, which has no windows
 
 A cross-encoder's folder has the first line alone, classifier included: it scores pairs and embeds nothing. A model that
-is no `Embedder` writes what it likes, and its unitsphere.yaml says `load: dotted.name` of what makes it again.
+is no `Embedder` writes what it likes, and its unitsphere.yaml says `load:` and one of `LOADERS`, which makes it again.
+
+Loading runs no code of the folder's choice: its unitsphere.yaml may name `PARTS`, classes derived from them (also ones
+of your own, where they can be imported) and layers of torch.nn, and nothing else.
 
 Code: https://github.com/huggingface/sentence-transformers (the layout of its folders).
 """
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +28,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unitsphere import paths
-from unitsphere.build import build
+from unitsphere.build import build, check_targets
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.cross_encoder import scores_pairs
 from unitsphere.encoders.transformer import TransformerEncoder, transformer
 from unitsphere.errors import UsageError
 from unitsphere.model import Model
+from unitsphere.pooling.base import Pooling
 from unitsphere.pooling.cls import CLSMLPPooling
+from unitsphere.pooling.windows import Windows
 
 FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -47,6 +53,8 @@ POOLINGS = {
     ("lasttoken",): "unitsphere.pooling.last_token.LastTokenPooling",
     ("max", "mean"): "unitsphere.pooling.max.MeanMaxPooling",
 }
+PARTS = (Pooling, Windows, Embedder)
+LOADERS = ("unitsphere.static.load", "unitsphere.coded.load", "unitsphere.graph.load")
 
 
 def assemble(
@@ -84,8 +92,18 @@ def save(model: Model, folder: Path) -> None:
     else:
         work.mkdir(parents=True)
         model.write(work)
+    _let_others_read(work)
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
+
+
+def _let_others_read(folder: Path) -> None:
+    """Give files the mode that the umask says; safetensors makes its own for their owner alone."""
+    umask = os.umask(0o077)  # cannot be asked for without being set
+    os.umask(umask)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(0o666 & ~umask)
 
 
 def _write(embedder: Embedder, work: Path) -> None:
@@ -120,13 +138,14 @@ def load(path: str | Path, window: Mapping[str, Any] | None = None, **options: A
         A `Model`: an `Embedder`, or what the loader that unitsphere.yaml names gives.
 
     Raises:
-        UsageError: Nothing loadable is at `path`, it has modules that have no counterpart here, or it scores pairs; or
-            a window is given to what is no `Embedder`.
+        UsageError: Nothing loadable is at `path`, it has modules that have no counterpart here, its unitsphere.yaml
+            names what is no part of a model, or it scores pairs; or a window is given to what is no `Embedder`.
     """
     folder = paths.model(path) or _hub_settings(str(path))
     saved: dict[str, Any] = {}
     if folder is not None and (folder / "unitsphere.yaml").exists():
         saved = plain(OmegaConf.load(folder / "unitsphere.yaml"))  # type: ignore[arg-type]
+        check_targets(saved, PARTS, folder / "unitsphere.yaml")
     elif folder is not None and (folder / "modules.json").exists():
         saved = _read_sentence_transformers(folder)
     elif folder is not None and (folder / "config.json").exists() and scores_pairs(folder):
@@ -135,6 +154,8 @@ def load(path: str | Path, window: Mapping[str, Any] | None = None, **options: A
             f"eval.hybrid.reranker={path}. Its encoder is a start: encoder=hub encoder.path={path}"
         )
     if "load" in saved:
+        if saved["load"] not in LOADERS:
+            raise UsageError(f"{folder}/unitsphere.yaml: load={saved['load']}: {', '.join(LOADERS)} would fit.")
         if window is not None:
             raise UsageError(f"window=…: {path} is no encoder with pooling, the kind of model that windows go with.")
         there = folder if paths.model(path) else Path(snapshot_download(str(path)))
@@ -229,7 +250,7 @@ def _write_sentence_transformers(embedder: Embedder, folder: Path) -> None:
     similarity = "cosine" if embedder.normalize else "dot"
     _dump(
         folder / "config_sentence_transformers.json",
-        {"prompts": embedder.prompts, "default_prompt_name": None, "similarity_fn_name": similarity},
+        {"prompts": embedder.prompts, "default_prompt_name": embedder.default_prompt, "similarity_fn_name": similarity},
     )
 
 
@@ -269,8 +290,14 @@ def _read_sentence_transformers(folder: Path) -> dict[str, Any]:
         saved["max_length"] = json.loads(length.read_text()).get("max_seq_length")
     settings = folder / "config_sentence_transformers.json"
     if settings.exists():
-        prompts = json.loads(settings.read_text()).get("prompts") or {}
-        node["prompts"] = {"document" if k == "passage" else k: v for k, v in prompts.items()}
+        said = json.loads(settings.read_text())
+        ours = {"passage": "document"}  # where the names differ
+        node["prompts"] = {ours.get(name, name): prompt for name, prompt in (said.get("prompts") or {}).items()}
+        default = said.get("default_prompt_name")
+        if default is not None:
+            node["default_prompt"] = ours.get(default, default)
+            if node["default_prompt"] not in node["prompts"]:
+                raise UsageError(f"{settings}: default_prompt_name={default} is none of its prompts.")
     return saved
 
 

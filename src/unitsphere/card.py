@@ -17,20 +17,27 @@ from unitsphere.encoders.cross_encoder import scores_pairs
 from unitsphere.report.table import compared, shown
 from unitsphere.runs import Run
 
+TASKS = {  # an evaluator's kind, as its protocol says it -> the hub's name of the task; of the others it has none
+    "sts": "sentence-similarity",
+    "retrieval": "text-retrieval",
+    "classification": "text-classification",
+    "pair classification": "text-classification",
+}
 INHERITED = ("license", "license_name", "license_link", "language", "base_model")
 
 
-def card(run: Run, title: str | None = None, **metadata: str) -> str:
+def card(run: Run, title: str | None = None, address: str | None = None, **metadata: str) -> str:
     """The card's text: front matter, then data, objective, scores with their protocol, and how to load the model.
 
     Args:
         run: A run that has its model.
         title: The model's name; by default that of the run.
+        address: From which the code on the card loads it; by default the title, and without one the run's folder.
         metadata: Of the front matter, e.g. license; replaces what the base model says.
     """
     config, info, metrics = run.config, run.info, run.metrics
     model = run.folder / "model"
-    name = title or str(info["name"])
+    name, address = title or str(info["name"]), address or title or str(model)
     inherited = base(config)
     if "license" in metadata:  # license_name and license_link belong to the licence that is replaced
         inherited = {key: value for key, value in inherited.items() if not key.startswith("license")}
@@ -44,7 +51,7 @@ def card(run: Run, title: str | None = None, **metadata: str) -> str:
         pipeline_tag=pipeline,
         tags=(["sentence-transformers"] if in_st else []) + [*kinds, "unitsphere", f"loss:{info['choices']['loss']}"],
         model_name=name,
-        eval_results=list(results(metrics)) or None,
+        eval_results=list(results(metrics, info.get("protocol", {}))) or None,
         **known,
     )
     protocol = yaml.safe_dump(info.get("protocol", {}), sort_keys=False, default_flow_style=None, width=110)
@@ -52,7 +59,7 @@ def card(run: Run, title: str | None = None, **metadata: str) -> str:
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
         introduction(config, info, known, cross),
-        f"## Use\n\n{usage_of_pairs(title or str(model)) if cross else usage(title or str(model), prompts, in_st)}",
+        f"## Use\n\n{usage_of_pairs(address) if cross else usage(address, prompts, in_st)}",
         f"## Data\n\n{of_data(config, info)}",
         f"## Objective\n\n{objective(config)}\n\n{training(config, info)}",
         f"## Scores\n\n{scores(metrics, info)}\n\nHow they were measured:\n\n```yaml\n{protocol}```",
@@ -87,23 +94,28 @@ def _said(file: Path) -> dict[str, Any]:
     return {key: data[key] for key in INHERITED if key in data}
 
 
-def results(metrics: Mapping[str, float]) -> Iterator[EvalResult]:
-    """The test metrics, as a hub's leaderboards read them; raw values, mostly shares of 1."""
+def results(metrics: Mapping[str, float], protocol: Mapping[str, Mapping[str, Any]]) -> Iterator[EvalResult]:
+    """The test metrics, as a hub's leaderboards read them; raw values, mostly shares of 1.
+
+    Args:
+        metrics: `stage/task/measure` -> value.
+        protocol: Task -> how it was measured; its `kind` says what the task is.
+    """
     for key, value in metrics.items():
         stage, _, name = key.partition("/")
-        if stage != "test" or not name.count("/"):
-            continue
         task, _, measure = name.rpartition("/")
-        kind = ("sentence-similarity", measure, "spearman") if task == "sts" else ("text-retrieval", task, measure)
-        if task != "geometry":
-            yield EvalResult(
-                task_type=kind[0],
-                dataset_type=kind[1],
-                dataset_name=kind[1],
-                dataset_split="test",
-                metric_type=kind[2],
-                metric_value=value,
-            )
+        kind = protocol.get(task, {}).get("kind")
+        if stage != "test" or kind not in TASKS:
+            continue
+        dataset, metric = (measure, "spearman") if kind == "sts" else (task, measure)
+        yield EvalResult(
+            task_type=TASKS[kind],
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split="test",
+            metric_type=metric,
+            metric_value=value,
+        )
 
 
 def introduction(config: DictConfig, info: Mapping[str, Any], known: Mapping[str, Any], cross: bool) -> str:

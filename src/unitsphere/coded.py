@@ -44,6 +44,7 @@ class Coded(Model):
     def __init__(self, inner: Model, maps: Sequence[LinearMap] = (), code: Code | None = None):
         self.inner, self.maps = inner, list(maps)
         self.encoder, self.prompts, self.normalize = inner.encoder, inner.prompts, True
+        self.default_prompt = inner.default_prompt
         self.dim = self.maps[-1].dim if self.maps else inner.dim
         self.code = code or Float32(self.dim)
 

@@ -33,6 +33,7 @@ class Embedder(nn.Module, Model):
         prompts: Name -> text put before every text of that role ("query", "document") or of that name.
         pool_prompt: Whether the pooling reads the prompt's tokens; the encoder always does. INSTRUCTOR leaves them out.
         windows: How a text longer than a window becomes one vector; None cuts texts to the encoder's limit.
+        default_prompt: The name of the prompt of texts without a role; None puts nothing before them.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class Embedder(nn.Module, Model):
         prompts: Mapping[str, str] | None = None,
         pool_prompt: bool = True,
         windows: Windows | None = None,
+        default_prompt: str | None = None,
     ):
         nn.Module.__init__(self)
         self.encoder: TransformerEncoder = encoder
         self.pooling = pooling
         self.projection = nn.Linear(pooling.dim, projection_dim, bias=False) if projection_dim else None
         self.normalize = normalize
-        self.prompts = dict(prompts or {})
+        self.prompts, self.default_prompt = dict(prompts or {}), default_prompt
         self.pool_prompt = pool_prompt
         self.windows = windows
         encoder.in_windows = windows is not None
@@ -106,6 +108,7 @@ class Embedder(nn.Module, Model):
             "pooling": type(self.pooling).__name__,
             "normalize": self.normalize,
             "prompts": self.prompts,
+            **({"default_prompt": self.default_prompt} if self.default_prompt is not None else {}),
             "pool_prompt": self.pool_prompt,
             "max_length": self.encoder.max_length,
             "precision": str(self.dtype).removeprefix("torch."),

@@ -45,6 +45,7 @@ class Card:
     prompts: Mapping[str, str]
     max_length: int
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    default_prompt: str | None = field(default=None, repr=False)  # not in `identity` twice: the protocol has it
 
 
 class GraphModel(Model):
@@ -61,6 +62,7 @@ class GraphModel(Model):
         self.file, self.card, self.config = file, card, config
         self.encoder = Reader(tokenizer, card.max_length)
         self.dim, self.normalize, self.prompts = card.dim, card.normalize, dict(card.prompts)
+        self.default_prompt = card.default_prompt
         self.read = {}
         self.providers: Sequence[Any] = onnxruntime.get_available_providers()
 

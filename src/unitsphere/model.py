@@ -27,6 +27,7 @@ class Model(ABC):
         normalize: Whether vectors have length one.
         prompts: Name -> text put before every text of that role ("query", "document") or of that name. Of the role
             "symmetric" (see `types.Embed`) it is the query's.
+        default_prompt: The name of the one that is put before texts without a role; None puts nothing there.
         read: See `counting`.
     """
 
@@ -34,6 +35,7 @@ class Model(ABC):
     dim: int
     normalize: bool
     prompts: dict[str, str]
+    default_prompt: str | None = None
     read: dict[tuple[str, int], tuple[int, int]]
 
     @property
@@ -73,9 +75,13 @@ class Model(ABC):
         return self
 
     def write(self, folder: Path) -> None:
-        """Fill a new folder. Its unitsphere.yaml holds `load: dotted.name` of a function that makes the model again
-        from `folder=`; `artefact.load` calls it. (An `Embedder` is written by `artefact.save`.)"""
+        """Fill a new folder. Its unitsphere.yaml holds `load: dotted.name` of a function, one of `artefact.LOADERS`,
+        that makes the model again from `folder=`. (An `Embedder` is written by `artefact.save`.)"""
         raise NotImplementedError(f"{type(self).__name__}.write")
+
+    def prompt_of(self, role: str | None) -> str:
+        """What is put before texts of a role; "" for nothing."""
+        return self.prompts.get("query" if role == "symmetric" else role or self.default_prompt or "", "")
 
     def encode(
         self,
@@ -89,7 +95,8 @@ class Model(ABC):
 
         Args:
             texts: Any number of texts; equal texts are computed once.
-            role: A name in `prompts`, e.g. "query" or "document", or "symmetric": selects the prompt.
+            role: A name in `prompts`, e.g. "query" or "document", or "symmetric": selects the prompt; None is
+                `default_prompt`.
             prompt: Used instead of a named prompt.
             max_length: In tokens; None is the encoder's limit, and with windows none.
             batch_tokens: Padded tokens a forward pass, of which a CPU computes several at once; None is `pass_tokens`.
@@ -123,7 +130,7 @@ class Model(ABC):
             (n, dim) float32 of the next n texts, `BLOCK` but for the last.
         """
         if prompt is None:
-            prompt = self.prompts.get("query" if role == "symmetric" else role or "", "")
+            prompt = self.prompt_of(role)
         before, length = prompt, self.encoder.prompt_length(prompt)
         budget = batch_tokens or self.pass_tokens
 

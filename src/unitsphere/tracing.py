@@ -116,7 +116,8 @@ def as_graph(model: Model, folder: Path) -> GraphModel:
     to_onnx(model, file, Finished, inputs(model), OUTPUT)
     model.encoder.model.config.save_pretrained(folder)
     limit = model.encoder.max_length
-    card = Card(model.dim, model.normalize, model.prompts, limit, {**model.protocol(), "precision": "float32 (onnx)"})
+    protocol = {**model.protocol(), "precision": "float32 (onnx)"}
+    card = Card(model.dim, model.normalize, model.prompts, limit, protocol, model.default_prompt)
     return GraphModel(file, model.encoder.tokenizer, card, folder)
 
 

@@ -54,7 +54,7 @@ def to_folder(run: Run, folder: Path, **metadata: str) -> Path:
     part = folder.with_name(folder.name + ".writing")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(run.folder / "model", part)
-    write(part / "README.md", card(run, folder.name, **metadata))
+    write(part / "README.md", card(run, folder.name, str(folder), **metadata))
     part.rename(folder)
     return folder
 

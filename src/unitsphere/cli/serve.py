@@ -30,7 +30,7 @@ def job(config: DictConfig) -> None:
     import torch
 
     from unitsphere import artefact
-    from unitsphere.encoders.cross_encoder import CrossEncoder
+    from unitsphere.build import build
     from unitsphere.process import cpu_threads, quiet
     from unitsphere.report.table import show
     from unitsphere.serving.app import create_app
@@ -46,7 +46,7 @@ def job(config: DictConfig) -> None:
     settings, process = checked(Settings, keys), checked(Process, keys)
     torch.set_num_threads(process.threads)
     model = artefact.load(config.model).to("cuda" if torch.cuda.is_available() else "cpu")
-    reranker = CrossEncoder(config.reranker) if config.reranker is not None else None
+    reranker = build(config.cross_encoder, path=config.reranker) if config.reranker is not None else None
     door = Door()
     app = create_app(model, reranker, settings, door)
     with listen(process.host, process.port) as listener:
@@ -80,14 +80,14 @@ def called(model: str) -> str:
 
 
 def api_key(variable: str | None) -> str | None:
-    """The key that requests must bear.
+    """The key that requests must bear, without the blanks and line ends around it, as of a file that was read.
 
     Raises:
-        UsageError: The variable that should hold it is not set, or empty.
+        UsageError: The variable that should hold it is not set, or holds nothing but blanks.
     """
     if variable is None:
         return None
-    key = os.environ.get(variable)
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise UsageError(f"api_key_env={variable}: this environment variable is not set, or empty.")
     return key

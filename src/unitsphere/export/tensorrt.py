@@ -12,7 +12,7 @@ import onnxruntime
 
 from unitsphere.errors import UsageError
 from unitsphere.export.verify import near
-from unitsphere.graph import GraphModel
+from unitsphere.graph import GraphModel, load, session
 from unitsphere.model import Model
 from unitsphere.tracing import as_graph
 
@@ -47,18 +47,17 @@ class ToTensorRT:
             )
         with TemporaryDirectory() as work:
             as_graph(model, Path(work)).write(folder)
-            from unitsphere.graph import load
-
             engine = load(folder)
             engine.providers = [(PROVIDER, self.options(engine, folder))]
-            return f"mean cosine {near(model, engine, self.cosine):.5f}"
+            # a text has a token at least, so that a pass of `batch` tokens has no more texts than the engine takes
+            return f"mean cosine {near(model, engine, self.cosine, batch_tokens=self.batch):.5f}"
 
     def options(self, model: GraphModel, folder: Path) -> dict[str, Any]:
-        """Of the provider."""
-        names = ("input_ids", "attention_mask")
+        """Of the provider: the shapes of every input, (B, T) or (B), at least, mostly and at most."""
+        inputs = session(str(model.file), ["CPUExecutionProvider"]).get_inputs()
 
-        def shape(batch: int, length: int) -> str:
-            return ",".join(f"{name}:{batch}x{length}" for name in names)
+        def shape(*sizes: int) -> str:
+            return ",".join(f"{i.name}:{'x'.join(map(str, sizes[: len(i.shape)]))}" for i in inputs)
 
         longest = model.encoder.max_length
         return {

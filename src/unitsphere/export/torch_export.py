@@ -52,7 +52,7 @@ class Program(Embedder):
         super().__init__(
             model.encoder, model.pooling, None, model.normalize, model.prompts, model.pool_prompt, model.windows
         )
-        self.dim = model.dim
+        self.dim, self.default_prompt = model.dim, model.default_prompt
         self.program: Any = torch.export.load(file).module()
 
     def forward(self, tokens: Tokens) -> Tensor:

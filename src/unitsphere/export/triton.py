@@ -30,20 +30,22 @@ dynamic_batching {
 }
 instance_group [ { kind: KIND_AUTO, count: 1 } ]
 """)
-INPUT = 'input [ {{ name: "{}", data_type: TYPE_INT64, dims: [ {} ] }} ]'
+INPUT = 'input [ {{ name: "{}", data_type: TYPE_INT64, {} }} ]'
+TOKENS = "dims: [ -1 ]"  # Triton puts the batch in front: (B, T)
+NUMBER = "dims: [ 1 ] reshape: { shape: [ ] }"  # one a text, which the graph reads as (B)
 
 
 class ToTriton:
     """Writes the repository; Triton itself is not needed for it.
 
     Args:
-        name: Of the model in the repository; None is the folder's own name.
+        name: Of the model in the repository.
         batch: Texts that Triton puts together at most.
         delay_us: Microseconds that a request may wait for others.
         tolerance: The largest difference of any number of a vector.
     """
 
-    def __init__(self, name: str | None = None, batch: int = 64, delay_us: int = 2000, tolerance: float = 1e-4):
+    def __init__(self, name: str = "embedder", batch: int = 64, delay_us: int = 2000, tolerance: float = 1e-4):
         if batch < 1 or delay_us < 0:
             raise UsageError(f"to.batch={batch}, to.delay_us={delay_us}: at least 1, and at least 0, would fit.")
         self.name, self.batch, self.delay_us, self.tolerance = name, batch, delay_us, tolerance
@@ -54,10 +56,9 @@ class ToTriton:
         Raises:
             UsageError: It cannot be exported, is not near enough, or the name is none that Triton takes.
         """
-        name = self.name or "embedder"
-        if not re.fullmatch(r"[\w.-]+", name):
-            raise UsageError(f"to.name={name}: letters, digits, _, - and . would fit.")
-        place = folder / name
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise UsageError(f"to.name={self.name}: letters, digits, _, - and . would fit.")
+        place = folder / self.name
         with TemporaryDirectory() as work:
             graph = as_graph(model, Path(work))
             graph.write(Path(work) / "whole")
@@ -67,16 +68,16 @@ class ToTriton:
                 shutil.copyfile(file, place / "1" / file.name)
             inputs = [i.name for i in graph.session.get_inputs()]
         model.encoder.tokenizer.save_pretrained(place)
-        (place / "config.pbtxt").write_text(self.config(name, inputs, model.dim), encoding="utf-8")
+        (place / "config.pbtxt").write_text(self.config(inputs, model.dim), encoding="utf-8")
         return f"largest difference {worst:.1e}"
 
-    def config(self, name: str, inputs: list[str], dim: int) -> str:
+    def config(self, inputs: list[str], dim: int) -> str:
         """The text of config.pbtxt."""
-        sizes = dict.fromkeys(INPUTS[:2], "-1") | {INPUTS[2]: "1"}
-        lines = [INPUT.format(name, sizes[name]) for name in inputs]
+        shapes = dict.fromkeys(INPUTS[:2], TOKENS) | {INPUTS[2]: NUMBER}
+        lines = [INPUT.format(name, shapes[name]) for name in inputs]
         preferred = sorted({max(1, self.batch // 4), max(1, self.batch // 2), self.batch})
         return CONFIG.substitute(
-            name=name,
+            name=self.name,
             batch=self.batch,
             inputs="\n".join(lines),
             output=OUTPUT,

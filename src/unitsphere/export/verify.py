@@ -36,13 +36,20 @@ def same(model: Model, exported: Model, tolerance: float, names: Sequence[str] =
     return worst
 
 
-def near(model: Model, exported: Model, cosine: float) -> float:
+def near(model: Model, exported: Model, cosine: float, batch_tokens: int | None = None) -> float:
     """The mean cosine between the two models' vectors, over `texts`.
+
+    Args:
+        model: What was exported.
+        exported: What came out.
+        cosine: The least that will do.
+        batch_tokens: Padded tokens a pass of what came out, as of `Model.encode`.
 
     Raises:
         UsageError: It is below `cosine`.
     """
-    a, b = (m.encode(texts(model.encoder)) for m in (model, exported))
+    some = texts(model.encoder)
+    a, b = model.encode(some), exported.encode(some, batch_tokens=batch_tokens)
     found = float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).mean())
     if not found >= cosine:
         raise UsageError(

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from unitsphere.build import build
+from unitsphere.build import build, check_targets
 
 PQ_BITS = 8  # of a part's number: 256 centroids
 
@@ -196,7 +196,12 @@ def write(code: Code, folder: Path) -> None:
 
 
 def read(folder: Path) -> Code:
-    """What `write` has put into the folder."""
+    """What `write` has put into the folder.
+
+    Raises:
+        UsageError: code.json names something else than a code.
+    """
     node = json.loads((folder / "code.json").read_text(encoding="utf-8"))
+    check_targets(node, (Code,), folder / "code.json")
     code: Code = build(node, **load_file(folder / "code.safetensors"))
     return code

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unitsphere.build import build
+from unitsphere.build import build, check_targets
 from unitsphere.errors import UsageError
 from unitsphere.formats import on_disk
 from unitsphere.formats.on_disk import Column, Lines
@@ -47,6 +47,7 @@ class IndexFolder:
 
     @cached_property
     def index(self) -> Index:
+        check_targets(self.about["index"], (Index,), self.folder / "index.json", "index")
         index: Index = build(self.about["index"])
         index.read(self.folder, self.vectors)
         return index

@@ -31,7 +31,7 @@ class QueueFull(Exception):
 
 
 class BatchFailed(Exception):
-    """The model raised an exception over a batch that this request had a part in."""
+    """The model raised an exception over a batch that this request had a part in, or gave no value for a key of it."""
 
 
 @dataclass(eq=False)
@@ -47,7 +47,8 @@ class Batcher(Generic[K, V]):
     """A queue before a model. Everything but `compute` happens in the event loop.
 
     Args:
-        compute: Different keys to their values; called in `thread`, one batch at a time.
+        compute: Different keys to their values; called in `thread`, one batch at a time. A key that it leaves out fails
+            the requests that wait for it, and no others.
         thread: Its only worker is the only one that asks the model.
         batch_tokens: At which a batch is full; one longer key is a batch of its own.
         wait: Seconds that an idle model waits for a batch to fill, counted from its oldest request.
@@ -110,14 +111,17 @@ class Batcher(Generic[K, V]):
             except Exception:
                 log.exception("a batch of %d failed", len(keys))
                 for request, _ in batch:
-                    self._forget(request)
-                    if not request.answer.done():
-                        request.answer.set_exception(BatchFailed())
+                    self._fail(request)
                 continue
             seconds = loop.time() - start
             self.speed = tokens / max(seconds, 1e-6)
             self.observe(len(keys), tokens, seconds)
+            if len(values) < len(keys):
+                log.error("%d of a batch of %d have no finite value", len(keys) - len(values), len(keys))
             for request, key in batch:
+                if key not in values:
+                    self._fail(request)
+                    continue
                 request.found[key] = values[key]
                 if len(request.found) == request.size and not request.answer.done():
                     request.answer.set_result(request.found)
@@ -150,6 +154,11 @@ class Batcher(Generic[K, V]):
             tokens += size
         self.tokens -= tokens
         return batch, tokens
+
+    def _fail(self, request: _Request[K, V]) -> None:
+        self._forget(request)
+        if not request.answer.done():
+            request.answer.set_exception(BatchFailed())
 
     def _forget(self, request: _Request[K, V]) -> None:
         if request.left:

@@ -1,8 +1,8 @@
 """Texts to vectors and pairs to scores, for many requests at once: tokens are counted, known vectors taken from the
 cache, the rest queued before the model.
 
-One thread computes, or lets others compute for it. The event loop tokenises to count, with a tokenizer of its own and a
-text at a time, so that a long request does not keep others from being answered.
+One thread computes, or lets others compute for it. Another one tokenises to count, with a tokenizer of its own and a
+text at a time, so that neither a long text nor a long request keeps the event loop from answering others.
 """
 
 import asyncio
@@ -75,6 +75,7 @@ class Engine:
         self.pair_tokenizer: Any = copy.deepcopy(reranker.tokenizer) if reranker is not None else None
         self.cache = Cache(int(settings.cache_mib * 2**20))
         self.computing = ThreadPoolExecutor(1, "computing")
+        self.counting = ThreadPoolExecutor(1, "counting")
 
         self.embedding = self._batcher("embedder", self._encode)
         self.scoring = self._batcher("reranker", self._score)
@@ -98,7 +99,8 @@ class Engine:
         finally:
             for worker in workers:
                 worker.cancel()
-            self.computing.shutdown(cancel_futures=True)
+            for thread in (self.counting, self.computing):
+                thread.shutdown(cancel_futures=True)
 
     async def embed(
         self, texts: Sequence[str], role: str | None = None, prompt: str | None = None, cut: bool | None = None
@@ -118,16 +120,21 @@ class Engine:
         role = self.settings.role if role is None else role
         if role not in (None, *self.roles):
             raise Refused(400, f"role: this model knows {', '.join(self.roles)}", "role", "unknown_role")
-        if prompt is None:
-            prompt = self.model.prompts.get("query" if role == "symmetric" else role or "", "")
+        prompt = self.model.prompt_of(role) if prompt is None else prompt
         self._check(texts, prompt)
+        return await self._embed(texts, role, prompt, cut)
+
+    async def _embed(
+        self, texts: Sequence[str], role: str | None, prompt: str, cut: bool | None, field: str = "texts"
+    ) -> Answer:
+        """Of texts that were checked; `field` of the request has them."""
         keys = [Key(role, prompt, text) for text in texts]
         known = {key: entry for key in dict.fromkeys(keys) if (entry := self.cache.get(key)) is not None}
         new = [key for key in dict.fromkeys(keys) if key not in known]
         self.metrics.hits.inc(len(known))
         self.metrics.misses.inc(len(new))
         read = await self._read(self.embedding, self._count, new)
-        self._refuse_long([(known.get(key) or read[key]).cut for key in keys], self.reader.limit(), cut)
+        self._refuse_long([(known.get(key) or read[key]).cut for key in keys], self.reader.limit(), cut, field)
         for key, vector in (await self.embedding({key: of.tokens for key, of in read.items()})).items():
             known[key] = Embedded(vector, *read[key])
             self.cache.put(key, known[key])
@@ -141,14 +148,16 @@ class Engine:
         Raises:
             As `embed`.
         """
+        asking, answering = ("", "") if self.reranker is not None else map(self.model.prompt_of, ("query", "document"))
+        self._check([query], asking, "query")
+        self._check(texts, answering)
         if self.reranker is None:
-            one, many = await self.embed([query], "query", cut=cut), await self.embed(texts, "document", cut=cut)
+            one = await self._embed([query], "query", asking, cut, "query")
+            many = await self._embed(texts, "document", answering, cut)
             lengths = np.linalg.norm(one.values) * np.linalg.norm(many.values, axis=1)  # (N)
             dots = (many.values * one.values).sum(axis=1)  # not a product of matrices: equal texts have equal scores
             cosines = dots / np.maximum(lengths, 1e-12)
             return Answer(cosines, one.tokens + many.tokens, one.cut + many.cut)
-        self._check([query])
-        self._check(texts)
         pairs = [(query, text) for text in texts]
         read = await self._read(self.scoring, self._count_pair, list(dict.fromkeys(pairs)))
         cuts = [read[pair].cut for pair in pairs]
@@ -157,26 +166,25 @@ class Engine:
         values = np.array([found[pair] for pair in pairs], np.float32)
         return Answer(values, sum(read[pair].tokens for pair in pairs), sum(cuts))
 
-    def _check(self, texts: Sequence[str], prompt: str = "") -> None:
+    def _check(self, texts: Sequence[str], prompt: str, field: str = "texts") -> None:
         limits = self.settings.limits
         if len(texts) > limits.texts:
             raise Refused(413, f"{len(texts)} texts, and {limits.texts} are taken at once (limits.texts)", "texts")
         for i, text in enumerate(texts):
             if len(prompt) + len(text) > limits.characters:
-                said = f"text {i} has {len(text)} characters, and {limits.characters} are read (limits.characters)"
-                raise Refused(413, said, "texts", "text_too_long")
+                said = f"has {len(text)} characters, and {limits.characters} are read (limits.characters)"
+                raise _too_long(field, i, said)
 
-    def _refuse_long(self, cuts: Sequence[bool], limit: int | None, cut: bool | None) -> None:
+    def _refuse_long(self, cuts: Sequence[bool], limit: int | None, cut: bool | None, field: str = "texts") -> None:
         if any(cuts) and not (self.settings.on_long == "cut" if cut is None else cut):
-            said = f"text {list(cuts).index(True)} has more than the {limit} tokens that the model reads"
-            raise Refused(413, said, "texts", "text_too_long")
+            said = f"has more than the {limit} tokens that the model reads"
+            raise _too_long(field, list(cuts).index(True), said)
 
     async def _read(self, batcher: Batcher[K, V], count: Callable[[K], Read], keys: Sequence[K]) -> dict[K, Read]:
-        read = {}
+        loop, read = asyncio.get_running_loop(), {}
         for key in keys:
             batcher.check_room()  # rather than do the rest of the work
-            read[key] = count(key)
-            await asyncio.sleep(0)
+            read[key] = await loop.run_in_executor(self.counting, count, key)
         return read
 
     def _count(self, key: Key) -> Read:
@@ -195,14 +203,19 @@ class Engine:
             some = [key for key in keys if (key.role, key.prompt) == (role, prompt)]
             texts = [key.text for key in some]
             vectors = self.model.encode(texts, role, prompt)
-            if not np.isfinite(vectors).all():
-                raise FloatingPointError("a vector with numbers that are not finite")
-            found.update(zip(some, vectors, strict=True))
+            found.update(_finite(some, vectors))
         return found
 
     def _score(self, pairs: Sequence[Pair]) -> dict[Pair, float]:
         assert self.reranker is not None
-        scores = self.reranker(pairs)[:, 0]
-        if not np.isfinite(scores).all():
-            raise FloatingPointError("a score that is not finite")
-        return dict(zip(pairs, scores.tolist(), strict=True))
+        return {pair: float(score) for pair, (score,) in _finite(pairs, self.reranker(pairs)).items()}
+
+
+def _finite(keys: Sequence[K], rows: np.ndarray) -> dict[K, np.ndarray]:
+    """The keys whose rows (N, n) are numbers; a `Batcher` fails the requests of the others."""
+    fine = np.isfinite(rows).all(axis=1)
+    return {key: row for key, row, is_fine in zip(keys, rows, fine, strict=True) if is_fine}
+
+
+def _too_long(field: str, number: int, said: str) -> Refused:
+    return Refused(413, f"{'the query' if field == 'query' else f'text {number}'} {said}", field, "text_too_long")

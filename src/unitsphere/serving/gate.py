@@ -70,7 +70,7 @@ class Gate:
         headers = Headers(scope=scope)
         if self.expected is not None:
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not compare_digest(given.strip().encode("latin-1"), self.expected):
+            if scheme.lower() != "bearer" or not compare_digest(given.strip(" \t").encode("latin-1"), self.expected):
                 how = {"WWW-Authenticate": "Bearer"}
                 return Refused(401, "give the server's key: Authorization: Bearer …", None, "invalid_api_key", how)
         if self.door.draining:

@@ -1,10 +1,11 @@
 """uvicorn, which lets what it has accepted finish before it closes its door for good.
 
 On the first SIGTERM or SIGINT, /health says draining and new requests get 503, on the connections that are open as on
-new ones; once the last accepted request is answered, or after `grace` seconds, the process ends. A second signal ends
-it at once.
+new ones; once the last accepted request is answered and its client has read the answer, or after `grace` seconds, the
+process ends. A second signal ends it at once.
 """
 
+import math
 import socket
 import time
 from types import FrameType
@@ -24,7 +25,7 @@ class Server(uvicorn.Server):
     Args:
         app: Made by `create_app`.
         door: The application's.
-        grace: Seconds for accepted requests to finish.
+        grace: Seconds for accepted requests to finish, and for their clients to read the answers.
     """
 
     def __init__(self, app: FastAPI, door: Door, grace: float):
@@ -35,7 +36,6 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=1,
         )
         super().__init__(config)
         self.door, self.grace, self.deadline = door, grace, float("inf")
@@ -48,6 +48,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         done = self.door.draining and (self.door.inside == 0 or time.monotonic() > self.deadline)
+        if done:  # an answered request may still lie in the buffer of a client that reads slowly
+            self.config.timeout_graceful_shutdown = max(1, math.ceil(self.deadline - time.monotonic()))
         return await super().on_tick(counter) or done
 
 

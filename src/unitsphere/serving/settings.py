@@ -32,7 +32,7 @@ class Settings:
 
     Attributes:
         name: What clients call the model.
-        role: The prompt of requests that name none; None puts nothing before their texts.
+        role: The prompt of requests that name none; None is the model's default, which few have.
         on_long: A text beyond the model's tokens is cut to them, and counted, or refused.
         batch_tokens: At which a batch is full.
         wait_ms: How long a batch that is not full waits for more while the model is idle.
