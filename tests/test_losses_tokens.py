@@ -16,9 +16,11 @@ from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.losses.distil import Relational, Response
 from unitsphere.losses.distil_features import Features
+from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.margin_mse import MarginMSE
 from unitsphere.losses.masking import Masking
 from unitsphere.losses.mlm import MaskedLM, logits_at
+from unitsphere.losses.projected import Projected
 from unitsphere.losses.rtd import ReplacedTokenDetection
 from unitsphere.losses.teacher import Teacher
 from unitsphere.tracing import as_graph
@@ -261,6 +263,15 @@ def test_response_equals_the_formula(measure, dim):
             s = s if dim == 32 else loss.projection.weight @ s
             differences.append(((s - t) ** 2).mean() if measure == "mse" else 1 - F.cosine_similarity(s, t, dim=0))
     torch.testing.assert_close(loss(e).total, torch.stack(differences).mean(), atol=1e-6, rtol=1e-5)
+
+
+def test_projections_of_16_bits_read_vectors_of_32():
+    embedder, batch = model(dropout=0.0), batch_of_texts()
+    for loss in (Response(teacher_of(64)), Projected(InfoNCE()), Projected(InfoNCE(), batchnorm=False)):
+        attached(loss, embedder)
+        e = encoded(embedder, batch, loss)
+        whole = loss(e).total
+        torch.testing.assert_close(loss.bfloat16()(e).total.float(), whole, rtol=0.1, atol=0.01)
 
 
 def test_parallel_response_teaches_both_sides_the_first_one():

@@ -15,10 +15,12 @@ from types import ModuleType
 import pandas as pd
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import DeepSpeedPrecision, HalfPrecision
 from safetensors.torch import load_file
 from torch import nn
 
 from conftest import command, composed
+from making import batch_of_texts
 from unitsphere import artefact
 from unitsphere.cli.reproduce import changes, reproduce
 from unitsphere.cli.train import start
@@ -311,10 +313,24 @@ def test_a_processor_without_bfloat16_is_named(precision, monkeypatch):
     assert any("no bfloat16 arithmetic" in str(one.message) for one in said) == precision.startswith("bf16")
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed"])
-def test_mixed_precision_trains(pairs, tmp_path, precision):
-    run = run_here(pairs, tmp_path, f"trainer.precision={precision}", "trainer.max_steps=2")
+def test_mixed_precision_trains(pairs, tmp_path):
+    run = run_here(pairs, tmp_path, "trainer.precision=bf16-mixed", "trainer.max_steps=2")
     assert run.info["status"] == "done"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "attention", "cls_mlp"])
+def test_weights_of_16_bits_train(pairs, tmp_path, pooling):
+    settings = ("embedder.projection_dim=16", "trainer.precision=bf16-true", "trainer.max_steps=2")
+    run = run_here(pairs, tmp_path, f"pooling={pooling}", *settings)
+    saved = artefact.load(run.folder)
+    assert saved.dtype == torch.bfloat16 and saved.encode(["a red fish"]).shape == (1, 16)
+
+
+@pytest.mark.parametrize("plugin", [HalfPrecision("16-true"), DeepSpeedPrecision("bf16-mixed")])
+def test_a_precision_plugin_leaves_batches_as_they_are(plugin):
+    trainer = training.Trainer(threads=1, chunks=1, accelerator="cpu", plugins=[plugin], logger=False)
+    batch = batch_of_texts()
+    assert trainer.precision_plugin is plugin and plugin.convert_input(batch) is batch
 
 
 def test_a_run_bounded_by_epochs_or_time(pairs, tmp_path):

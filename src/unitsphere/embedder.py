@@ -67,7 +67,7 @@ class Embedder(nn.Module, Model):
             states = replace(states, mask=states.mask * beyond)
         z = self.pooling(states)
         if self.projection is not None:
-            z = self.projection(z)
+            z = self.projection(z.to(self.projection.weight.dtype))  # poolers sum in float32
         return z if self.windows is not None else self._normalized(z)
 
     def through(self, passes: Passes, texts: Sequence[Text]) -> Tensor:

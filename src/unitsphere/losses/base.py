@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unitsphere.errors import UsageError
 
@@ -26,6 +26,11 @@ class Loss(nn.Module):
 
     def attach(self, embedder: Any) -> None:
         """Make or load what depends on the embedder (a discriminator, a projection) or is heavy (a teacher)."""
+
+
+def through(module: nn.Module, z: Tensor) -> Tensor:
+    """module(z), with z in the precision of its weights, which `trainer.precision=bf16-true` makes 16-bit."""
+    return module(z.to(next(module.parameters(), z).dtype))
 
 
 def checked_temperature(value: float) -> float:

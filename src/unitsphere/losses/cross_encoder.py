@@ -80,7 +80,7 @@ class RankedPairs(CrossEncoderLoss):
         read = self.candidates(e)  # (N, N + M)
         rows, columns = read.nonzero(as_tuple=True)
         logits = self.logits(e, [tokens["anchor"][i] for i in rows.tolist()], [documents[j] for j in columns.tolist()])
-        table = torch.full(read.shape, float("-inf"), device=logits.device).index_put((rows, columns), logits)
+        table = logits.new_full(read.shape, float("-inf")).index_put((rows, columns), logits)
         own, count = torch.arange(len(table), device=table.device), torch.tensor(len(table), device=table.device)
         right, others = (table.argmax(dim=1) == own).sum(), (read.sum() - count).float()
         return LossOutput(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from unitsphere import ranks
 from unitsphere.errors import UsageError
-from unitsphere.losses.base import Loss, checked_temperature
+from unitsphere.losses.base import Loss, checked_temperature, through
 from unitsphere.losses.teacher import embedding_teacher
 from unitsphere.types import Embeddings, LossOutput
 
@@ -102,7 +102,7 @@ class Response(Distillation):
     def forward(self, e: Embeddings) -> LossOutput:
         student = self.mine(e)
         target = torch.cat([self.taught(e, "anchor" if self.parallel else column) for column in student])
-        made = self.projection(torch.cat(list(student.values()))).float()
+        made = through(self.projection, torch.cat(list(student.values()))).float()
         if self.measure == "mse":
             losses = (made - target).square().mean(dim=1)
         else:
