@@ -274,6 +274,25 @@ def test_projections_of_16_bits_read_vectors_of_32():
         torch.testing.assert_close(loss.bfloat16()(e).total.float(), whole, rtol=0.1, atol=0.01)
 
 
+def test_a_batch_without_a_negative_is_taught_by_its_other_columns():
+    class Scorer:
+        model, max_length = torch.nn.Linear(1, 1), 8
+
+        def __call__(self, pairs):
+            return np.zeros((len(pairs), 1), dtype=np.float32)
+
+    embedder, batch = model(dropout=0.0), batch_of_texts(negatives=())
+    for make in (lambda: Response(teacher_of(64)), lambda: Relational(teacher_of(64))):
+        loss, without = attached(make(), embedder), attached(make(), embedder)
+        without.optional = ("positive",)
+        out = loss(encoded(embedder, batch, loss)).total
+        torch.testing.assert_close(out, without(encoded(embedder, batch, without)).total)
+    loss = attached(MarginMSE(Scorer, scale=10.0), embedder)
+    total = loss(encoded(embedder, batch, loss)).total
+    total.backward()  # of several ranks, each takes part
+    assert float(total) == 0
+
+
 def test_parallel_response_teaches_both_sides_the_first_one():
     embedder, batch = model(dropout=0.0), batch_of_texts(negatives=())
     loss = attached(Response(teacher_of(), parallel=True), embedder)
@@ -369,12 +388,12 @@ def test_a_teacher_answers_once_and_in_order():
         calls.append(list(questions))
         return np.array([[len(q), 1.0] for q in questions])
 
-    first = Teacher(answer, "lengths")
+    first = Teacher(answer, 2, "lengths")
     got = first(["aa", "b", "aa", "日本"], CPU)
     assert got[:, 0].tolist() == [2, 1, 2, 2] and calls == [["aa", "b", "日本"]]
-    again = Teacher(answer, "lengths")(["b", "ccc"], CPU)
+    again = Teacher(answer, 2, "lengths")(["b", "ccc"], CPU)
     assert again[:, 0].tolist() == [1, 3] and calls[1:] == [["ccc"]]
-    assert Teacher(answer, "other")(["b"], CPU)[0, 0] == 1 and calls[2:] == [["b"]]
+    assert Teacher(answer, 2, "other")(["b"], CPU)[0, 0] == 1 and calls[2:] == [["b"]]
     assert len(list((paths.cache() / "teachers").glob("*.sqlite"))) >= 2
 
 

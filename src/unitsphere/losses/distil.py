@@ -113,7 +113,7 @@ class Response(Distillation):
 class Relational(Distillation):
     """mean_i KL( softmax_j(cos(t_i, t_j) / tau_t) || softmax_j(cos(s_i, s_j) / tau_s) ).
 
-    i are the anchors, j the positives and negatives of the batch, or, where the data has none, the other anchors.
+    i are the anchors, j the positives and negatives of the batch, or, where it has none, the other anchors.
 
     Args:
         teacher, max_length: As for `Distillation`.
@@ -133,7 +133,7 @@ class Relational(Distillation):
         self.teacher_temperature = checked_temperature(teacher_temperature)
 
     def forward(self, e: Embeddings) -> LossOutput:
-        others = {c: z for c, z in (("positive", e.positives), ("negative", e.negatives)) if z is not None}
+        others = {c: z for c, z in (("positive", e.positives), ("negative", e.negatives)) if z is not None and len(z)}
         anchors = ranks.everyone(self.taught(e, "anchor"))
         target = torch.cat([ranks.everyone(self.taught(e, c)) for c in others]) if others else anchors
         made = torch.cat(list(others.values())) if others else e.anchors[0]
