@@ -33,6 +33,20 @@ def through(module: nn.Module, z: Tensor) -> Tensor:
     return module(z.to(next(module.parameters(), z).dtype))
 
 
+def checked_scores(scores: Tensor, lowest: float = 0.0) -> Tensor:
+    """Scores, which must lie in [lowest, 1].
+
+    Raises:
+        UsageError: One does not.
+    """
+    if not ((scores >= lowest) & (scores <= 1)).all():
+        farthest = float(scores[(scores - (lowest + 1) / 2).abs().argmax()])
+        raise UsageError(
+            f"a score of {farthest:g} is not in [{lowest:g}, 1]: divide by the largest with data.max_score=5"
+        )
+    return scores
+
+
 def checked_temperature(value: float) -> float:
     """A temperature, which must be positive.
 
