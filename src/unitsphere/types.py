@@ -34,11 +34,13 @@ class Tokens:
 @dataclass(frozen=True)
 class TokenStates:
     """What an encoder returns: last hidden states (B, T, D), the mask (B, T), and, where asked for, the states of all
-    layers, the embedding layer first."""
+    layers, the embedding layer first. Where a pooling must not read the prompt, the mask leaves it out, and `before`
+    (B) counts the tokens left out."""
 
     hidden: Tensor
     mask: Tensor
     layers: tuple[Tensor, ...] | None = None
+    before: Tensor | None = None
 
 
 @dataclass(frozen=True)
