@@ -28,6 +28,7 @@ from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
 from unitsphere.evaluation.score import remarks, score, scores_nothing
 from unitsphere.evaluation.stored import remembered
+from unitsphere.pooling.cls import CLSMLPPooling
 from unitsphere.process import forget_peak, leave, peak_memory, quiet
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
@@ -113,6 +114,10 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     embedder = build_embedder(config, trainer.strategy.root_device)
     loss.attach(embedder)
     loss.train()  # networks that it loaded come in the mode of evaluation
+    if loss.views == 0:
+        for unread in (embedder.pooling, embedder.projection, embedder.windows):
+            if unread is not None:
+                unread.requires_grad_(False)  # DDP waits for the gradients of all that is trained
     batches = Batches(
         rows,
         {*loss.needs, *loss.optional},
@@ -211,7 +216,11 @@ def _without_leaks(
 
 def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
     """The embedder that the configuration describes, or, with `init`, a run's or folder's with its pooling, projection
-    and prompts; then only the encoder's settings (dropout, LoRA, …) are the configuration's, not its path."""
+    and prompts; then only the encoder's settings (dropout, LoRA, …) are the configuration's, not its path.
+
+    Raises:
+        UsageError: It cannot be trained, or evaluation would not read what training does.
+    """
     if config.init is not None:
         settings = signature(transformer).parameters.keys() - {"path", "max_length"}
         chosen = OmegaConf.to_container(config.encoder)
@@ -222,6 +231,11 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
             raise UsageError(f"init={config.init}: a {type(embedder).__name__}, and only an encoder can be trained.")
     else:
         embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder, config.get("window"))
+    if isinstance(embedder.pooling, CLSMLPPooling) and embedder.pooling.train_only and embedder.projection is not None:
+        raise UsageError(
+            "pooling.train_only=true and embedder.projection_dim: the projection would be trained on what the MLP "
+            "makes and read in evaluation what it never saw; set pooling.train_only=false or embedder.projection_dim=null"
+        )
     return embedder.to(device).float().train()
 
 
