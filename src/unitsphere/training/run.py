@@ -28,7 +28,6 @@ from unitsphere.encoders.transformer import transformer
 from unitsphere.errors import Pruned, UsageError
 from unitsphere.evaluation.score import remarks, score, scores_nothing
 from unitsphere.evaluation.stored import remembered
-from unitsphere.pooling.cls import CLSMLPPooling
 from unitsphere.process import forget_peak, leave, peak_memory, quiet
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
@@ -231,10 +230,10 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
             raise UsageError(f"init={config.init}: a {type(embedder).__name__}, and only an encoder can be trained.")
     else:
         embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder, config.get("window"))
-    if isinstance(embedder.pooling, CLSMLPPooling) and embedder.pooling.train_only and embedder.projection is not None:
+    if embedder.pooling.train_only and embedder.projection is not None:
         raise UsageError(
             "pooling.train_only=true and embedder.projection_dim: the projection would be trained on what the MLP "
-            "makes and read in evaluation what it never saw; set pooling.train_only=false or embedder.projection_dim=null"
+            "makes, and evaluation would give it something else; set one of them to false or null"
         )
     return embedder.to(device).float().train()
 
