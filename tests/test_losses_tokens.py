@@ -1,6 +1,7 @@
 """Losses that read tokens or teachers: masking, MLM, replaced-token detection, distillation."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -291,6 +292,20 @@ def test_a_batch_without_a_negative_is_taught_by_its_other_columns():
     total = loss(encoded(embedder, batch, loss)).total
     total.backward()  # of several ranks, each takes part
     assert float(total) == 0
+
+
+def test_a_teacher_reads_the_rows_own_instructions():
+    embedder, batch = model(dropout=0.0), batch_of_texts(negatives=())
+    loss, teacher = attached(Response(teacher_of()), embedder), teacher_of()()
+    own = ["find: ", None, "name: ", None, "find: ", ""]
+    e = encoded(embedder, replace(batch, instructions={"anchor": own}), loss)
+    read = [(given or "") + text for given, text in zip(own, batch.texts["anchor"], strict=True)]
+    wanted = torch.from_numpy(teacher.encode([*read, *batch.texts["positive"]]))
+    expected = (torch.cat([e.anchors[0], e.positives]) - wanted).square().mean()
+    for given in (e, e):  # computed, and from disk
+        torch.testing.assert_close(loss(given).total, expected, atol=1e-6, rtol=1e-5)
+    plain = encoded(embedder, batch, loss)
+    assert abs(float(loss(plain).total - expected)) > 1e-5  # another question
 
 
 def test_parallel_response_teaches_both_sides_the_first_one():

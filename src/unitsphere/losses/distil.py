@@ -53,8 +53,12 @@ class Distillation(Loss):
         return found
 
     def taught(self, e: Embeddings, column: str) -> Tensor:
-        """The teacher's vectors (r, D_teacher) of this rank's texts of a column."""
-        questions = [(ROLES[column], text) for text in e.batch.texts[column]]
+        """The teacher's vectors (r, D_teacher) of this rank's texts of a column, under their rows' instructions."""
+        texts, role = e.batch.texts[column], ROLES[column]
+        own = e.batch.instructions.get(column) or [None] * len(texts)
+        questions = [
+            (role, text) if given is None else (role, text, given) for text, given in zip(texts, own, strict=True)
+        ]
         return self.teacher(questions, e.batch.row_ids.device)
 
 

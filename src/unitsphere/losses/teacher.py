@@ -61,7 +61,7 @@ class Teacher:
 
 
 def embedding_teacher(embedder: Any, device: torch.device, max_length: int | None) -> Teacher:
-    """A teacher that answers texts (role, text) with an embedder's vectors.
+    """A teacher that answers texts (role, text), or (role, text, instruction), with an embedder's vectors.
 
     Args:
         embedder: Any `Model`. One of torch's is frozen here and moved to `device`.
@@ -71,11 +71,13 @@ def embedding_teacher(embedder: Any, device: torch.device, max_length: int | Non
     if isinstance(embedder, nn.Module):
         embedder.requires_grad_(False).to(device).eval()
 
-    def answer(questions: list[tuple[str, str]]) -> np.ndarray:
+    def answer(questions: list[tuple[str, ...]]) -> np.ndarray:
         out = np.empty((len(questions), embedder.dim), dtype=np.float32)
-        for role in {role for role, _ in questions}:
-            rows = [i for i, question in enumerate(questions) if question[0] == role]
-            out[rows] = embedder.embed([questions[i][1] for i in rows], role, max_length)
+        ways = [(role, *given) for role, _, *given in questions]
+        for way in dict.fromkeys(ways):
+            rows = [i for i, of_question in enumerate(ways) if of_question == way]
+            role, *given = way
+            out[rows] = embedder.embed([questions[i][1] for i in rows], role, max_length, *given)
         return out
 
     return Teacher(answer, embedder.dim, f"{embedder.identity()} {max_length}")
