@@ -256,10 +256,8 @@ def test_what_follows_retrieval_cuts_its_texts_as_retrieval_does():
     for of in ("robustness", "truncation", "geometry", "map", "hybrid"):
         config = composed(f"eval=[retrieval,{of}]", "eval.retrieval.max_length=17", "model=x", root="eval").eval[of]
         assert config.get("evaluator", config).max_length == 17, of
-    for of in ("robustness", "truncation", "hybrid"):
-        told = "eval.retrieval.ignore_identical_ids=true"
-        config = composed(f"eval=[retrieval,{of}]", told, "model=x", root="eval").eval[of]
-        assert config.get("evaluator", config).ignore_identical_ids, of
+    told = "eval.retrieval.ignore_identical_ids=true"
+    assert composed("eval=[retrieval,hybrid]", told, "model=x", root="eval").eval.hybrid.ignore_identical_ids
 
 
 def test_an_evaluation_can_be_repeated_from_any_folder(tmp_path, monkeypatch):
