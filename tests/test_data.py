@@ -358,6 +358,10 @@ def test_an_instruction_stands_before_its_text(tmp_path):
         ]
         wanted = encoder.tokenize([after + n for n in rows.negative[row]])
         assert [t.ids.tolist() for t in own] == [w.tolist() for w in wanted]
+        assert batch.instructions["anchor"][at] == before
+    assert batch.instructions["negative"] == [
+        rows.positive_instruction[batch.row_ids[at]] for at in batch.negative_rows
+    ]
 
 
 def test_instruction_records_and_scaled_scores_are_read(tmp_path):

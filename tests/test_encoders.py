@@ -220,14 +220,15 @@ def test_from_scratch_is_a_function_of_its_arguments():
     assert one.dim == 32 and one.tokenize(["sorted"])[0][0] == one.tokenizer.cls_token_id
 
 
+@pytest.mark.parametrize("pooling", ["mean.MeanPooling", "mean.WeightedMeanPooling", "max.MaxPooling"])
 @pytest.mark.parametrize("pool_prompt", [True, False])
-def test_a_prompt_is_read_and_pooled_as_in_sentence_transformers(bert, tmp_path, pool_prompt):
+def test_a_prompt_is_read_and_pooled_as_in_sentence_transformers(bert, tmp_path, pool_prompt, pooling):
     st = pytest.importorskip("sentence_transformers", reason="a dev dependency")
     node = {
         "_target_": "unitsphere.embedder.Embedder", "pool_prompt": pool_prompt,
         "prompts": {"query": "query: ", "clustering": "name the topic: "},
     }  # fmt: skip
-    embedder = artefact.assemble(transformer(str(bert)), {"_target_": "unitsphere.pooling.mean.MeanPooling"}, node)
+    embedder = artefact.assemble(transformer(str(bert)), {"_target_": f"unitsphere.pooling.{pooling}"}, node)
     artefact.save(embedder.eval(), tmp_path / "saved")
     theirs = st.SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     for name in ("query", "clustering"):

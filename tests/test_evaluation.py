@@ -18,6 +18,7 @@ from unitsphere.evaluation.geometry import Geometry
 from unitsphere.evaluation.retrieval import Retrieval, measures, unit
 from unitsphere.evaluation.score import score
 from unitsphere.evaluation.sts import STS
+from unitsphere.search.dense import Approximate
 from unitsphere.types import RetrievalSet
 
 RNG = np.random.default_rng(0)
@@ -59,6 +60,36 @@ def test_measures_equal_brute_force():
     for name, values in expected.items():
         assert result.metrics[f"made/{name}"] == pytest.approx(np.mean(values), abs=1e-6), name
     assert result.primary == "made/mrr@10" and len(result.items["made"]) == 20
+
+
+@pytest.mark.parametrize("documents", [60, 130])
+def test_a_query_that_is_a_document_does_not_find_itself_where_told(documents):
+    """BEIR's rule on pytrec_eval: the whole ranking without the query's own id, and the first hundred of it."""
+    made = random_set(documents=documents)
+    own = {f"d{i}": f"query {i}" for i in range(15)}  # the last five queries are no documents
+    asked = {f"d{i}" if i < 15 else f"q{i}": f"query {i}" for i in range(20)}
+    qrels = {query: {d: g for d, g in made.qrels[f"q{i}"].items() if d != query} for i, query in enumerate(asked)}
+    made = RetrievalSet("made", {**made.corpus, **own}, asked, qrels)
+
+    def alike(texts, role, max_length=None, prompt=None):
+        return embed(texts, "any")
+
+    q, d = unit(alike(list(asked.values()), "query")), unit(alike(list(made.corpus.values()), "document"))
+    run = {}
+    for query, scores in zip(asked, q @ d.T, strict=True):
+        best = sorted(zip(scores.tolist(), made.corpus, strict=True), reverse=True)
+        run[query] = dict([(doc, score) for score, doc in best if doc != query][:100])
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10", "map_cut_100", "recall_100"}).evaluate(run)
+    for index in (None, Approximate("HNSW32,Flat")):
+        result = Retrieval("test", own=made, index=index, ignore_identical_ids=True)(alike)
+        for ours, name in (("ndcg@10", "ndcg_cut_10"), ("map@100", "map_cut_100"), ("recall@100", "recall_100")):
+            assert result.metrics[f"made/{ours}"] == pytest.approx(
+                np.mean([m[name] for m in theirs.values()]), abs=1e-6
+            )
+    assert result.protocol["made"]["ignore_identical_ids"] is True
+    plain = Retrieval("test", own=made)(alike)
+    assert plain.metrics["made/ndcg@10"] < result.metrics["made/ndcg@10"]
+    assert "ignore_identical_ids" not in plain.protocol["made"]
 
 
 def test_measures_equal_pytrec_eval_and_mrr_is_cut_at_ten():
@@ -225,6 +256,8 @@ def test_what_follows_retrieval_cuts_its_texts_as_retrieval_does():
     for of in ("robustness", "truncation", "geometry", "map", "hybrid"):
         config = composed(f"eval=[retrieval,{of}]", "eval.retrieval.max_length=17", "model=x", root="eval").eval[of]
         assert config.get("evaluator", config).max_length == 17, of
+    told = "eval.retrieval.ignore_identical_ids=true"
+    assert composed("eval=[retrieval,hybrid]", told, "model=x", root="eval").eval.hybrid.ignore_identical_ids
 
 
 def test_an_evaluation_can_be_repeated_from_any_folder(tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from unitsphere.losses.l2sp import L2SP
 from unitsphere.losses.matryoshka import Matryoshka
 from unitsphere.losses.mlm import MaskedLM
 from unitsphere.losses.simcse import SimCSE
+from unitsphere.pooling.cls import CLSMLPPooling
 from unitsphere.pooling.mean import MeanPooling
 from unitsphere.pooling.windows import PositionWindows
 from unitsphere.report.records import find
@@ -106,6 +107,13 @@ def test_whole_documents_are_pulled_to_where_they_were(inner):
     assert float(loss(e).parts["drift"]) == pytest.approx(0, abs=1e-6)
     columns = ("anchor", "positive", "negative") if inner is InfoNCE else ("anchor",)
     assert sum(read) == sum(len(embedder.windows.split(tokens[column]).windows) for column in columns)
+
+
+def test_the_anchor_has_the_head_that_is_used_in_training_only():
+    encoder = tiny(dropout=0.0)
+    embedder, loss = Embedder(encoder, CLSMLPPooling(encoder.dim, train_only=True)).train(), Anchored(InfoNCE())
+    loss.attach(embedder)
+    assert float(loss(encoded(embedder, batch_of_texts(), loss)).parts["drift"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_anchor_stays_where_it_was():

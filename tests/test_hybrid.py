@@ -49,15 +49,20 @@ def measured(order, grades):
     return first, gain / ideal
 
 
-def slow(made, alpha, c, depth):
-    """Task -> means over queries, from full score tables and no code of search or evaluation but BM25's."""
+def slow(made, alpha, c, depth, ignore=False):
+    """Task -> means over queries, from full score tables and no code of search or evaluation but BM25's;
+    with `ignore` a document with the query's own id is struck out of every table."""
     ids, texts = list(made.corpus), list(made.corpus.values())
     index, z = BM25(texts), embed(texts, "document")
     tables = {kind: [] for kind in ("bm25", "hybrid", "rrf", "reranked")}
     for query, text in made.queries.items():
-        v = embed([text], "query")[0]
-        dense = {d: float(np.dot(v, x) / np.linalg.norm(v) / np.linalg.norm(x)) for d, x in zip(ids, z, strict=True)}
-        words = {d: float(s) for d, s in zip(ids, index.scores(text), strict=True) if s > 0}
+        v, left = embed([text], "query")[0], [d for d in ids if not (ignore and d == query)]
+        dense = {
+            d: float(np.dot(v, x) / np.linalg.norm(v) / np.linalg.norm(x))
+            for d, x in zip(ids, z, strict=True)
+            if d in left
+        }
+        words = {d: float(s) for d, s in zip(ids, index.scores(text), strict=True) if s > 0 and d in left}
 
         def scaled(of):
             low, high = min(of.values(), default=0), max(of.values(), default=0)
@@ -67,8 +72,8 @@ def slow(made, alpha, c, depth):
             best = sorted(of, key=lambda d: (-of[d], ids.index(d)))
             return {d: 1 / (c + rank) for rank, d in enumerate(best, 1)}
 
-        def added(a, b, wa=1.0, wb=1.0):
-            return {d: wa * a.get(d, 0) + wb * b.get(d, 0) for d in ids}
+        def added(a, b, wa=1.0, wb=1.0, of=left):
+            return {d: wa * a.get(d, 0) + wb * b.get(d, 0) for d in of}
 
         lists = {
             "bm25": words,
@@ -95,6 +100,22 @@ def test_every_task_equals_a_slow_search(made, alpha, c, depth):
         assert result.metrics[f"shapes-{kind}/ndcg@10"] == pytest.approx(ndcg, abs=1e-6), kind
     assert len({round(float(ndcg), 4) for _, ndcg in expected.values()}) == 4  # the tasks are told apart
     assert result.primary == "shapes-reranked/mrr@10"
+
+
+def test_a_query_s_own_document_is_gone_before_rankings_are_put_together(made):
+    queries = {f"d{i}": made.corpus[f"d{i}"] for i in range(0, 30, 3)} | {"far": "red star"}
+    qrels = {query: {f"d{(5 * i + 6) % 30}": 1} for i, query in enumerate(queries)}
+    itself = RetrievalSet("shapes", made.corpus, queries, qrels)
+    found = {}
+    for ignore in (True, False):
+        options = {"depth": 5, "reranker": "somewhere", "cross_encoder": scorer, "ignore_identical_ids": ignore}
+        result = Hybrid("test", itself, **options)(embed)
+        for kind, (mrr, ndcg) in slow(itself, 0.5, 60, 5, ignore).items():
+            assert result.metrics[f"shapes-{kind}/mrr@10"] == pytest.approx(mrr, abs=1e-6), kind
+            assert result.metrics[f"shapes-{kind}/ndcg@10"] == pytest.approx(ndcg, abs=1e-6), kind
+            assert result.protocol[f"shapes-{kind}"].get("ignore_identical_ids", False) is ignore
+        found[ignore] = result.metrics["shapes-hybrid/mrr@10"]
+    assert found[True] > found[False]
 
 
 def test_alpha_at_its_ends_is_one_of_the_two(made):

@@ -1,12 +1,14 @@
 """CoSENT, AnglE, cosine regression and online contrastive against loops and sentence-transformers."""
 
 import math
+import re
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from making import learns, vectors
+from unitsphere.errors import UsageError
 from unitsphere.losses.angle import Angle
 from unitsphere.losses.cosent import CoSENT
 from unitsphere.losses.cosine import CosineSimilarity
@@ -95,6 +97,16 @@ def test_the_texts_of_a_low_pair_are_negatives_of_the_others():
 
 def test_equal_scores_ask_for_nothing():
     assert float(CoSENT()(vectors(scores=[0.5] * 6)).total) == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "range_"), [(ScoredNTXent(), "[0, 1]"), (OnlineContrastive(), "[0, 1]"), (CosineSimilarity(), "[-1, 1]")]
+)
+def test_scores_of_another_range_are_refused(loss, range_):
+    for score in (5.0, -2.0, math.nan):
+        with pytest.raises(UsageError, match=rf"score of {score:g} is not in {re.escape(range_)}.*data\.max_score=5"):
+            loss(vectors(scores=[score, *SCORES[1:]]))
+    assert float(CosineSimilarity()(vectors(scores=[-1.0] * 6)).total) > 0
 
 
 @pytest.mark.parametrize("loss", [CoSENT(), Angle(), CosineSimilarity(), ScoredNTXent()])

@@ -1,6 +1,7 @@
 """Losses that read tokens or teachers: masking, MLM, replaced-token detection, distillation."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,9 +17,11 @@ from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.losses.distil import Relational, Response
 from unitsphere.losses.distil_features import Features
+from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.margin_mse import MarginMSE
 from unitsphere.losses.masking import Masking
 from unitsphere.losses.mlm import MaskedLM, logits_at
+from unitsphere.losses.projected import Projected
 from unitsphere.losses.rtd import ReplacedTokenDetection
 from unitsphere.losses.teacher import Teacher
 from unitsphere.tracing import as_graph
@@ -263,6 +266,48 @@ def test_response_equals_the_formula(measure, dim):
     torch.testing.assert_close(loss(e).total, torch.stack(differences).mean(), atol=1e-6, rtol=1e-5)
 
 
+def test_projections_of_16_bits_read_vectors_of_32():
+    embedder, batch = model(dropout=0.0), batch_of_texts()
+    for loss in (Response(teacher_of(64)), Projected(InfoNCE()), Projected(InfoNCE(), batchnorm=False)):
+        attached(loss, embedder)
+        e = encoded(embedder, batch, loss)
+        whole = loss(e).total
+        torch.testing.assert_close(loss.bfloat16()(e).total.float(), whole, rtol=0.1, atol=0.01)
+
+
+def test_a_batch_without_a_negative_is_taught_by_its_other_columns():
+    class Scorer:
+        model, max_length = torch.nn.Linear(1, 1), 8
+
+        def __call__(self, pairs):
+            return np.zeros((len(pairs), 1), dtype=np.float32)
+
+    embedder, batch = model(dropout=0.0), batch_of_texts(negatives=())
+    for make in (lambda: Response(teacher_of(64)), lambda: Relational(teacher_of(64))):
+        loss, without = attached(make(), embedder), attached(make(), embedder)
+        without.optional = ("positive",)
+        out = loss(encoded(embedder, batch, loss)).total
+        torch.testing.assert_close(out, without(encoded(embedder, batch, without)).total)
+    loss = attached(MarginMSE(Scorer, scale=10.0), embedder)
+    total = loss(encoded(embedder, batch, loss)).total
+    total.backward()  # of several ranks, each takes part
+    assert float(total) == 0
+
+
+def test_a_teacher_reads_the_rows_own_instructions():
+    embedder, batch = model(dropout=0.0), batch_of_texts(negatives=())
+    loss, teacher = attached(Response(teacher_of()), embedder), teacher_of()()
+    own = ["find: ", None, "name: ", None, "find: ", ""]
+    e = encoded(embedder, replace(batch, instructions={"anchor": own}), loss)
+    read = [(given or "") + text for given, text in zip(own, batch.texts["anchor"], strict=True)]
+    wanted = torch.from_numpy(teacher.encode([*read, *batch.texts["positive"]]))
+    expected = (torch.cat([e.anchors[0], e.positives]) - wanted).square().mean()
+    for given in (e, e):  # computed, and from disk
+        torch.testing.assert_close(loss(given).total, expected, atol=1e-6, rtol=1e-5)
+    plain = encoded(embedder, batch, loss)
+    assert abs(float(loss(plain).total - expected)) > 1e-5  # another question
+
+
 def test_parallel_response_teaches_both_sides_the_first_one():
     embedder, batch = model(dropout=0.0), batch_of_texts(negatives=())
     loss = attached(Response(teacher_of(), parallel=True), embedder)
@@ -358,12 +403,12 @@ def test_a_teacher_answers_once_and_in_order():
         calls.append(list(questions))
         return np.array([[len(q), 1.0] for q in questions])
 
-    first = Teacher(answer, "lengths")
+    first = Teacher(answer, 2, "lengths")
     got = first(["aa", "b", "aa", "日本"], CPU)
     assert got[:, 0].tolist() == [2, 1, 2, 2] and calls == [["aa", "b", "日本"]]
-    again = Teacher(answer, "lengths")(["b", "ccc"], CPU)
+    again = Teacher(answer, 2, "lengths")(["b", "ccc"], CPU)
     assert again[:, 0].tolist() == [1, 3] and calls[1:] == [["ccc"]]
-    assert Teacher(answer, "other")(["b"], CPU)[0, 0] == 1 and calls[2:] == [["b"]]
+    assert Teacher(answer, 2, "other")(["b"], CPU)[0, 0] == 1 and calls[2:] == [["b"]]
     assert len(list((paths.cache() / "teachers").glob("*.sqlite"))) >= 2
 
 

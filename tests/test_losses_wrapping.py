@@ -10,6 +10,7 @@ from making import CPU, batch_of_texts, encoded, model, vectors
 from unitsphere import paths
 from unitsphere.encoders.pair_scorer import PairScorer
 from unitsphere.errors import UsageError
+from unitsphere.losses.anchored import Anchored
 from unitsphere.losses.cross_encoder import RankedPairs
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.margin_mse import MarginMSE
@@ -18,6 +19,7 @@ from unitsphere.losses.projected import Projected
 from unitsphere.losses.queue import MemoryQueue
 from unitsphere.losses.simcse import SimCSE
 from unitsphere.losses.sum import Sum
+from unitsphere.losses.triplet import Triplet
 
 
 def test_a_sum_adds_its_terms_by_weight():
@@ -52,6 +54,52 @@ def test_matryoshka_equals_sentence_transformers():
         theirs = st.MultipleNegativesRankingLoss(torch.nn.Identity(), scale=20.0)
         expected += w * theirs.compute_loss_from_embeddings([e.anchors[0][:, :d], e.positives[:, :d]], None)
     torch.testing.assert_close(Matryoshka(InfoNCE(), dims, weights)(e).total, expected)
+
+
+class Fixed(torch.nn.Module):
+    """A model that has known vectors, in the order in which they are asked for."""
+
+    def __init__(self, *columns):
+        super().__init__()
+        self.columns = iter(columns)
+
+    def forward(self, features):
+        return {"sentence_embedding": next(self.columns)}
+
+    def get_embedding_dimension(self):
+        return 32
+
+
+@pytest.mark.parametrize("kind", ["margin", "triplet"])
+def test_cut_vectors_are_normalised_where_whole_ones_are(kind):
+    st = pytest.importorskip("sentence_transformers.sentence_transformer.losses", reason="a dev dependency")
+    loose, scores = vectors(n=4, d=32, owners=range(4), scores=[0.1, 0.5, 0.9, 0.2]), torch.tensor([0.1, 0.5, 0.9, 0.2])
+    a, p, n = (
+        torch.nn.functional.normalize(z, dim=-1).detach() for z in (*loose.anchors, loose.positives, loose.negatives)
+    )
+    e, fixed = replace(loose, anchors=(a,), positives=p, negatives=n), Fixed(a, p, n)
+    if kind == "margin":
+        inner, theirs = MarginMSE(), st.MarginMSELoss(fixed)
+    else:
+        inner = Triplet(margin=0.5, distance="euclidean", miner="explicit")
+        theirs = st.TripletLoss(fixed, triplet_margin=0.5)
+    loss = Matryoshka(inner, [32, 8, 4])
+    loss.attach(model())
+    expected = st.MatryoshkaLoss(fixed, theirs, [32, 8, 4])([{}, {}, {}], scores)
+    torch.testing.assert_close(loss(e).total, expected)
+    loss.attach(model(normalize=False))
+    plain = sum(
+        inner(
+            replace(
+                loose,
+                anchors=(loose.anchors[0][:, :d],),
+                positives=loose.positives[:, :d],
+                negatives=loose.negatives[:, :d],
+            )
+        ).total
+        for d in (32, 8, 4)
+    )
+    torch.testing.assert_close(loss(loose).total, plain)
 
 
 def test_matryoshka_without_dims_takes_the_width_and_powers_of_two():
@@ -137,6 +185,18 @@ def test_a_queue_needs_positives():
     for inner in (SimCSE(), MarginMSE()):
         with pytest.raises(UsageError, match="no use for"):
             MemoryQueue(inner)
+
+
+def test_a_queue_remembers_vectors_alone():
+    with pytest.raises(UsageError, match="no use for"):
+        MemoryQueue(RankedPairs(PairScorer))
+    with pytest.raises(UsageError, match="put loss=queue inside loss=anchored"):
+        MemoryQueue(Anchored(InfoNCE()))
+    embedder, loss = model(dropout=0.0), Anchored(MemoryQueue(InfoNCE(), size=8))
+    loss.attach(embedder)
+    for _ in range(2):
+        out = loss(encoded(embedder, batch_of_texts(), loss))
+    assert float(out.parts["remembered"]) == 6 and loss.embeds
 
 
 def test_a_term_of_a_sum_sees_the_views_it_asks_for():

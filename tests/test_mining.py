@@ -9,13 +9,17 @@ import pytest
 from scipy.stats import chisquare
 
 from conftest import command, composed
+from unitsphere import artefact
 from unitsphere.cli.mine import mine
 from unitsphere.data.preparation.mined import Mined
 from unitsphere.data.rows import Rows
+from unitsphere.embedder import Embedder
+from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.mining import audit
 from unitsphere.mining.candidates import Found, Places, with_positives
 from unitsphere.mining.filters import CrossEncoderMargin, Margin, NearDuplicates
+from unitsphere.mining.instructed import Instructed
 from unitsphere.mining.miner import Miner
 from unitsphere.mining.sources import Dense, Lexical, Random, drawn
 from unitsphere.search.dense import Approximate, Exact, search, unit
@@ -69,6 +73,57 @@ def test_dense_mining_is_the_slow_search(tmp_path, relative, first, last):
         for n in negatives:
             assert n.scores["score"] == pytest.approx(known[query] @ known[documents[n.row]], abs=1e-5)
             assert n.source == "dense" and first <= n.rank <= last
+
+
+def test_texts_are_mined_under_their_own_instructions(tmp_path):
+    queries, documents, positives, plain, _ = space()
+    rows = Rows(
+        anchor=queries,
+        positive=[right[0] for right in positives],
+        anchor_instruction=[None if i % 2 else f"find {i % 4}: " for i in range(12)],
+        positive_instruction=["is: "] * 12,
+    )
+    asked = {}
+
+    def recording(some, role, max_length=None, prompt=None):
+        asked.update({(role, text): prompt for text in some})
+        return plain(some, role)
+
+    embed = Instructed(recording, rows.instructions)
+    assert np.array_equal(embed(queries, "query"), plain(queries, "query"))  # in the order given
+    source = attached(Dense(Exact()), documents, embed, tmp_path)
+    Miner(documents, {"dense": source}, {})(queries, positives)
+    for i, (query, right) in enumerate(zip(rows.anchor, rows.positive, strict=True)):
+        assert asked["query", query] == rows.anchor_instruction[i] and asked["document", right] == "is: "
+    assert asked["document", "document 70"] is None
+
+
+@pytest.mark.parametrize("instructed", [True, False])
+def test_the_verb_reads_what_training_reads(tmp_path, monkeypatch, instructed):
+    lines = [{"anchor": f"number {i}", "positive": f"it is {i}", "say": "find: ", "is": "is: "} for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = ["+data.columns.anchor_instruction=say", "+data.columns.positive_instruction=is"] if instructed else []
+    asked, embed = set(), Embedder.embed
+
+    def recording(self, texts, role, max_length=None, prompt=None):
+        asked.update((role, prompt) for _ in texts)
+        return embed(self, texts, role, max_length, prompt)
+
+    monkeypatch.setattr(Embedder, "embed", recording)
+    encoder = tiny()
+    made = artefact.assemble(
+        encoder, {"_target_": "unitsphere.pooling.mean.MeanPooling"}, {"_target_": "unitsphere.embedder.Embedder"}
+    )
+    artefact.save(made, tmp_path / "model")
+    mine(
+        composed(
+            "data=pairs", f"data.path={tmp_path / 'rows.jsonl'}", *columns, f"model={tmp_path / 'model'}", "source=dense",
+            "audit=0", "threads=1", f"outputs={tmp_path}", root="mine",
+        )
+    )  # fmt: skip
+    assert asked == (
+        {("query", "find: "), ("document", "is: ")} if instructed else {("query", None), ("document", None)}
+    )
 
 
 def test_no_positive_no_query_and_no_text_equal_to_one_is_mined():

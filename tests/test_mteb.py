@@ -176,6 +176,26 @@ def test_a_description_beside_the_data_is_followed(layouts, tmp_path):
     assert seen(tmp_path, instruction="{instruction}: ") == {("document", "Sort these: ", None)}
 
 
+def test_a_description_leaves_a_query_s_own_document_out(tmp_path):
+    folder = tmp_path / "itself"
+    write(folder / "corpus.jsonl", [{"_id": str(i), "text": f"a text of {i}"} for i in range(4)])
+    write(folder / "queries.jsonl", [{"_id": "0", "text": "a text of 0"}])
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n0\t1\t1\n")
+
+    def embed(texts, role, max_length=None, prompt=None):
+        return np.array([[1, int(text[-1]) / 10] for text in texts], np.float32)
+
+    found = MTEB("test", path=str(folder), measures=["ndcg_at_1"])(embed)
+    (folder / "task.yaml").write_text("ignore_identical_ids: true\n")
+    without = MTEB("test", path=str(folder), measures=["ndcg_at_1"])(embed)
+    assert (found.metrics["mteb-itself/ndcg_at_1"], without.metrics["mteb-itself/ndcg_at_1"]) == (0, 1)
+    assert found.protocol != without.protocol
+    (folder / "task.yaml").write_text("ignore_identical_ids: maybe\n")
+    with pytest.raises(UsageError, match="true or false would fit"):
+        MTEB("test", path=str(folder))
+
+
 def test_what_is_held_out_of_training(layouts):
     held = MTEB("test", path=str(layouts)).held()
     assert len(held["mteb-docs"]) <= 25 and len(held["mteb-groups"]) == len(
@@ -250,7 +270,10 @@ def test_a_malformed_folder_is_named(tmp_path, rows, said):
 
 def test_a_description_that_does_not_fit_is_named(tmp_path):
     write(tmp_path / "test.jsonl", [{"text": "a", "label": 1}])
-    for text, said in (("kind: STS", "type, languages, main_score and prompt"), ("type: Sorting", "type=Sorting")):
+    for text, said in (
+        ("kind: STS", "main_score, prompt, ignore_identical_ids would"),
+        ("type: Sorting", "type=Sorting"),
+    ):
         (tmp_path / "task.yaml").write_text(text)
         with pytest.raises(UsageError, match=said):
             MTEB("test", path=str(tmp_path))

@@ -84,6 +84,12 @@ def test_an_objective_runs(loss, material, tmp_path):
     assert "train/loss" in curve and "nan" not in curve
 
 
+@pytest.mark.parametrize("loss", ["cross_encoder", "distil_mse", "diffcse"])
+def test_an_objective_runs_with_weights_of_16_bits(loss, material, tmp_path):
+    run = run_of(material, tmp_path, f"loss={loss}", *MORE.get(loss, []), "trainer.precision=bf16-true")
+    assert run.info["status"] == "done" and "nan" not in (run.folder / "metrics.csv").read_text()
+
+
 @pytest.mark.parametrize("inner", ["simcse", "supcon", "triplet", "nt_xent", "cosent"])
 def test_matryoshka_wraps_any_loss(inner, material, tmp_path):
     run = run_of(material, tmp_path, "loss=matryoshka", f"loss@loss.inner={inner}", "loss.dims=[32,8]")

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 
 from conftest import composed
 from unitsphere.cli.train import start
+from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.search.dense import unit
 from unitsphere.training.remine import Remine
@@ -116,6 +117,24 @@ def test_a_run_that_goes_on_with_what_was_mined_does_not_mine_it_again(tmp_path,
         trainer.global_step = step
         callback.on_train_batch_end(trainer, None, None, None, 0)
     assert trainer.train_dataloader.given == {7: ["a"]} and mined_at == [8]
+
+
+def test_texts_are_mined_under_their_rows_instructions(tmp_path, monkeypatch):
+    lines = [{"anchor": f"number {i}", "positive": f"it is {i}", "say": f"find {i % 2}: "} for i in range(120)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said, embed = {}, Embedder.embed
+
+    def recording(self, texts, role, max_length=None, prompt=None):
+        said.update({(role, text): prompt for text in texts})
+        return embed(self, texts, role, max_length, prompt)
+
+    monkeypatch.setattr(Embedder, "embed", recording)
+    more = ("+data.columns.anchor_instruction=say", "eval=none", "select=last", "trainer.max_steps=1")
+    done = run(tmp_path / "rows.jsonl", tmp_path, *more)
+    train(done.config, done)
+    queries = {text: prompt for (role, text), prompt in said.items() if role == "query"}
+    assert queries and all(prompt == f"find {int(text.split()[1]) % 2}: " for text, prompt in queries.items())
+    assert {prompt for (role, _), prompt in said.items() if role == "document"} == {None}
 
 
 def test_a_loss_without_negatives_says_so(whole):

@@ -14,11 +14,14 @@ from types import ModuleType
 
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import DeepSpeedPrecision, HalfPrecision
 from safetensors.torch import load_file
 from torch import nn
 
 from conftest import command, composed
+from making import batch_of_texts
 from unitsphere import artefact
 from unitsphere.cli.reproduce import changes, reproduce
 from unitsphere.cli.train import start
@@ -311,10 +314,47 @@ def test_a_processor_without_bfloat16_is_named(precision, monkeypatch):
     assert any("no bfloat16 arithmetic" in str(one.message) for one in said) == precision.startswith("bf16")
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed"])
-def test_mixed_precision_trains(pairs, tmp_path, precision):
-    run = run_here(pairs, tmp_path, f"trainer.precision={precision}", "trainer.max_steps=2")
+def test_mixed_precision_trains(pairs, tmp_path):
+    run = run_here(pairs, tmp_path, "trainer.precision=bf16-mixed", "trainer.max_steps=2")
     assert run.info["status"] == "done"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "weighted_mean", "attention", "cls_mlp"])
+def test_weights_of_16_bits_train(pairs, tmp_path, pooling):
+    settings = ("embedder.projection_dim=16", "trainer.precision=bf16-true", "trainer.max_steps=2")
+    run = run_here(pairs, tmp_path, f"pooling={pooling}", *settings)
+    saved = artefact.load(run.folder)
+    assert saved.dtype == torch.bfloat16 and saved.encode(["a red fish"]).shape == (1, 16)
+
+
+@pytest.mark.parametrize("plugin", [HalfPrecision("16-true"), DeepSpeedPrecision("bf16-mixed")])
+def test_a_precision_plugin_leaves_batches_as_they_are(plugin):
+    trainer = training.Trainer(threads=1, chunks=1, accelerator="cpu", plugins=[plugin], logger=False)
+    batch = batch_of_texts()
+    assert trainer.precision_plugin is plugin and plugin.convert_input(batch) is batch
+
+
+class Trained(pl.Callback):
+    """Notes which weights are trained."""
+
+    def on_train_start(self, trainer, module):
+        self.names = {n.removeprefix("embedder.") for n, p in module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("loss", ["mlm", "infonce"])
+def test_what_a_loss_without_vectors_never_reads_is_not_trained(pairs, tmp_path, loss):
+    more = (f"loss={loss}", "pooling=attention", "window=learned", "embedder.projection_dim=16", "eval=none")
+    config = composed(*overrides(pairs, tmp_path, *more, "select=last", "trainer.max_steps=1"))
+    run, trained = start(config, [], {}), Trained()
+    train(run.config, run, [trained])
+    head = {"pooling.query", "pooling.key.weight", "projection.weight", "windows.query"}
+    assert head & trained.names == (head if loss == "infonce" else set())
+    assert any(name.startswith("encoder.") for name in trained.names)
+
+
+def test_a_projection_of_what_evaluation_leaves_out_is_refused(pairs, tmp_path):
+    with pytest.raises(UsageError, match=r"set one of them to false or null"):
+        run_here(pairs, tmp_path, "pooling=cls_mlp", "pooling.train_only=true", "embedder.projection_dim=16")
 
 
 def test_a_run_bounded_by_epochs_or_time(pairs, tmp_path):

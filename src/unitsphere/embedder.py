@@ -66,10 +66,11 @@ class Embedder(nn.Module, Model):
         if not self.pool_prompt:
             last = tokens.mask.sum(dim=1) - 1  # a text that its prompt crowds out keeps its last token
             beyond = torch.arange(tokens.ids.shape[1], device=tokens.ids.device) >= tokens.prompt.minimum(last)[:, None]
-            states = replace(states, mask=states.mask * beyond)
+            mask = states.mask * beyond
+            states = replace(states, mask=mask, before=(states.mask - mask).sum(dim=1))
         z = self.pooling(states)
         if self.projection is not None:
-            z = self.projection(z)
+            z = self.projection(z.to(self.projection.weight.dtype))  # poolers sum in float32
         return z if self.windows is not None else self._normalized(z)
 
     def through(self, passes: Passes, texts: Sequence[Text]) -> Tensor:

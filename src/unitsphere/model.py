@@ -140,7 +140,7 @@ class Model(ABC):
             return [Text(of_text, length) for of_text in ids]
 
         def passes(texts: Sequence[Text], function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
-            vectors = torch.empty(len(texts), self.dim)
+            vectors = torch.empty(len(texts), self.dim, dtype=torch.float32)
 
             def compute(some: np.ndarray) -> None:
                 tokens = self.encoder.pad([texts[i] for i in some])

@@ -34,11 +34,13 @@ class Tokens:
 @dataclass(frozen=True)
 class TokenStates:
     """What an encoder returns: last hidden states (B, T, D), the mask (B, T), and, where asked for, the states of all
-    layers, the embedding layer first."""
+    layers, the embedding layer first. Where a pooling must not read the prompt, the mask leaves it out, and `before`
+    (B) counts the tokens left out."""
 
     hidden: Tensor
     mask: Tensor
     layers: tuple[Tensor, ...] | None = None
+    before: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Batch:
 
     A row has one anchor, at most one positive and any number of negatives; the M negatives of all rows stand in one
     list, and `negative_rows` (M) says whose each is. Texts are numbered, so that equal texts have equal numbers.
-    Of several ranks, `tokens` and `texts` are this rank's rows; after gathering the rest is of all ranks.
+    Of several ranks, `tokens`, `texts` and `instructions` are this rank's rows; after gathering the rest is of all.
     """
 
     tokens: Mapping[str, Sequence[Text]]  # column -> its texts, N or, for "negative", M
@@ -57,6 +59,8 @@ class Batch:
     labels: Tensor | None = None
     scores: Tensor | None = None
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)  # without prompts
+    # column -> what stands before each text instead of its role's prompt, or None; only where a row says so
+    instructions: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`; token ids stay on the CPU until they are padded."""

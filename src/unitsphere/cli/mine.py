@@ -57,6 +57,7 @@ def mine(config: DictConfig) -> Run:
     from unitsphere.evaluation.stored import remembered
     from unitsphere.mining import audit
     from unitsphere.mining.candidates import asked, with_positives
+    from unitsphere.mining.instructed import Instructed
     from unitsphere.mining.miner import Miner
     from unitsphere.process import quiet
     from unitsphere.report.mined import pictures
@@ -77,7 +78,13 @@ def mine(config: DictConfig) -> Run:
     embedder = embedder_of(config) if any(source.reads_model for source in sources.values()) else None
     if embedder is not None:
         embedder.to("cuda" if torch.cuda.is_available() else "cpu")
-    embed = embedder and remembered(embedder, config.vector_cache)
+    instructions = rows.instructions
+    if shards is not None and any(role == "document" for role, _ in instructions):
+        raise UsageError(
+            f"vectors={config.vectors}: they are of documents without the instructions that data={data.name} puts "
+            "before them; leave vectors out, and the documents are embedded as training reads them"
+        )
+    embed = embedder and Instructed(remembered(embedder, config.vector_cache), instructions)
     known = asked(rows.anchor, rows.positive)
     queries, positives = list(known), list(known.values())
     corpus = data.corpus(rows) if config.corpus is None else stored.documents(config.corpus, shards)[1]

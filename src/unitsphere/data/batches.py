@@ -72,24 +72,27 @@ class Batches:
             self.tokens = AsNeeded(encoder, max_length)
         else:
             everything = range(len(rows))
-            texts = (p + text for c in self.columns for p, text in zip(*self._texts(c, everything)[:2], strict=True))
+            read = ((c, *self._texts(c, everything)) for c in self.columns)
+            texts = (p + t for c, own, some, _ in read for p, t in zip(self._before(c, own), some, strict=True))
             self.tokens = Ahead(texts, encoder, max_length, cache)
         self._order = self._epoch_order(self.epoch)
 
-    def _texts(self, column: str, rows: Sequence[int]) -> tuple[list[str], list[str], list[int]]:
-        """What stands before each text of a column in some rows (the row's instruction, else the prompt of the
-        column's role), the texts, and which of `rows`, counted from 0, each is of."""
+    def _texts(self, column: str, rows: Sequence[int]) -> tuple[list[str | None], list[str], list[int]]:
+        """The row's own instruction, or None, for each text of a column in some rows, the texts, and which of `rows`,
+        counted from 0, each is of."""
         values, of = getattr(self.rows, column), list(range(len(rows)))
         texts = [values[row] for row in rows]
         if column == "negative":
             of = [at for at, several in zip(of, texts, strict=True) for _ in several]
             texts = [text for several in texts for text in several]
         given = self.rows.anchor_instruction if column == "anchor" else self.rows.positive_instruction
+        own = [None] * len(rows) if given is None else [given[row] for row in rows]
+        return [own[at] for at in of], texts, of
+
+    def _before(self, column: str, own: Sequence[str | None]) -> list[str]:
+        """What stands before texts of a column: their own instructions, else the prompt of the column's role."""
         prompt = self.prompts.get(ROLES[column], "")
-        if given is None:
-            return [prompt] * len(texts), texts, of
-        own = [given[row] for row in rows]
-        return [prompt if (before := own[at]) is None else before for at in of], texts, of
+        return [prompt if instruction is None else instruction for instruction in own]
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
@@ -148,13 +151,14 @@ class Batches:
         rows, chosen = self.rows, numbers.tolist()
         read = {column: self._texts(column, chosen) for column in self.columns}
         return Batch(
-            tokens={column: self._tokenized(before, texts) for column, (before, texts, _) in read.items()},
+            tokens={c: self._tokenized(self._before(c, own), texts) for c, (own, texts, _) in read.items()},
             text_ids={column: _numbered(texts) for column, (_, texts, _) in read.items()},
             negative_rows=torch.tensor(read["negative"][2] if "negative" in read else [], dtype=torch.long),
             row_ids=torch.from_numpy(numbers),
             labels=None if rows.label is None else _numbered([rows.label[row] for row in chosen]),
             scores=None if rows.score is None else torch.tensor([rows.score[row] for row in chosen]),
             texts={column: texts for column, (_, texts, _) in read.items()},
+            instructions={c: own for c, (own, _, _) in read.items() if any(one is not None for one in own)},
         )
 
     def _tokenized(self, before: Sequence[str], texts: Sequence[str]) -> list[Text]:

@@ -63,13 +63,20 @@ class Rows:
         for anchor, positive in zip(self.anchor, self.positive, strict=True):
             qrels[queries[anchor]][documents[positive]] = 1
         corpus = {i: text for text, i in documents.items()}
-        before: dict[tuple[str, str], str] = {}
+        numbered = {i: text for text, i in queries.items()}
+        return RetrievalSet(name, corpus, numbered, qrels, max_length, self.instructions)
+
+    @property
+    def instructions(self) -> dict[tuple[str, str], str]:
+        """(role, text) -> what is put before it instead of the role's prompt, where a row says so."""
+        found: dict[tuple[str, str], str] = {}
         for role, texts, given in (
             ("query", self.anchor, self.anchor_instruction),
             ("document", self.positive, self.positive_instruction),
         ):
-            before |= {(role, t): g for t, g in zip(texts, given or (), strict=given is not None) if g is not None}
-        return RetrievalSet(name, corpus, {i: text for text, i in queries.items()}, qrels, max_length, before)
+            if texts is not None and given is not None:
+                found |= {(role, t): g for t, g in zip(texts, given, strict=True) if g is not None}
+        return found
 
     @cached_property
     def text_ids(self) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from unitsphere.errors import UsageError
 from unitsphere.evaluation.cached import CachedEmbed, OutOfTime
-from unitsphere.evaluation.retrieval import DEPTH, own_or_path, scored, vectors
+from unitsphere.evaluation.retrieval import DEPTH, own_or_path, scored, vectors, without_own
 from unitsphere.evaluation.score import joined
 from unitsphere.search import fusion
 from unitsphere.search.bm25 import BM25
@@ -50,6 +50,7 @@ class Hybrid:
         cross_encoder: Called with `path`; returns what scores pairs.
         rerank_from: "dense", "bm25", "hybrid" or "rrf".
         depth: Documents that the cross-encoder reads a query.
+        ignore_identical_ids: As for `Retrieval`; such a document is gone before rankings are put together.
 
     Raises:
         UsageError: A setting is out of range, there is nothing to search, or no cross-encoder is there.
@@ -70,6 +71,7 @@ class Hybrid:
         cross_encoder: Callable[..., Score] | None = None,
         rerank_from: str = "rrf",
         depth: int = 20,
+        ignore_identical_ids: bool = False,
     ):
         if not 0 <= alpha <= 1:
             raise UsageError(f"eval.hybrid.alpha={alpha}: the weight of the dense score, in [0, 1], would fit.")
@@ -79,6 +81,7 @@ class Hybrid:
             raise UsageError(f"eval.hybrid.depth={depth}: 1 to {DEPTH} would fit.")
         self.set = own_or_path(split, own, path, max_length)
         self.alpha, self.c, self.rerank_from, self.depth = alpha, c, rerank_from, depth
+        self.ignore = ignore_identical_ids
         self.bm25 = partial(BM25, k1=k1, b=b, stemmer=stemmer)
         self.score = cross_encoder(path=reranker) if reranker and cross_encoder else None
         bm25 = f"bm25, k1 {k1:g}, b {b:g}, stemmer {stemmer}"
@@ -113,7 +116,7 @@ class Hybrid:
                 for query, *found in zip(queries, *ranking, strict=True)
             }
             task = f"{self.set.name}-{kind}"
-            result = scored(task, run, self.set)
+            result = scored(task, run, self.set, ignore=self.ignore)
             results.append(replace(result, protocol={task: {**result.protocol[task], "similarity": self.how[kind]}}))
         whole = joined(results)
         if late is None:
@@ -124,7 +127,7 @@ class Hybrid:
     def _rankings(self, embed: Embed) -> dict[str, Ranking]:
         d = vectors(embed, list(self.set.corpus.values()), "document", self.set)
         q = vectors(embed, list(self.set.queries.values()), "query", self.set)
-        both = [search(unit(q), unit(d), DEPTH), self._lexical]
+        both = [self._own_left_out(search(unit(q), unit(d), DEPTH + self.ignore)), self._lexical]
         return {
             "dense": both[0],
             "bm25": both[1],
@@ -147,4 +150,8 @@ class Hybrid:
     @cached_property
     def _lexical(self) -> Ranking:
         """What words find, whatever the model."""
-        return self.bm25(self.set.corpus.values()).search(list(self.set.queries.values()), DEPTH)
+        index, queries = self.bm25(self.set.corpus.values()), list(self.set.queries.values())
+        return self._own_left_out(index.search(queries, DEPTH + self.ignore))
+
+    def _own_left_out(self, ranking: Ranking) -> Ranking:
+        return without_own(ranking, list(self.set.queries), list(self.set.corpus)) if self.ignore else ranking

@@ -8,7 +8,8 @@
                 text, label                                 Clustering
 
 Files may be csv, tsv, jsonl or parquet, gzipped or not; mteb's column names `labels` and `sentences` are read too. A
-file `task.yaml` beside them may say `type`, `languages`, `main_score`, `prompt`.
+file `task.yaml` beside them may say `type`, `languages`, `main_score`, `prompt`, and of retrieval
+`ignore_identical_ids: true`: mteb then leaves a document with the query's own id out (it is part of the revision).
 
 Paper: Muennighoff et al. 2023, MTEB, https://arxiv.org/abs/2210.07316
 Code: https://github.com/embeddings-benchmark/mteb, abstasks/, which computes everything here.
@@ -46,6 +47,7 @@ TYPES: dict[str, tuple[type[AbsTask], str, tuple[str, ...]]] = {
     "Classification": (AbsTaskClassification, "accuracy", ("text", "label")),
     "Clustering": (AbsTaskClustering, "v_measure", ("text", "label")),
 }
+SAID = ("type", "languages", "main_score", "prompt", "ignore_identical_ids")  # what task.yaml may hold
 READ_AS = {"labels": "label", "sentences": "text"}
 SETTINGS: dict[
     str, dict[str, Any]
@@ -98,11 +100,16 @@ def _task(folder: Path, split: str) -> AbsTask:
     """
     file = folder / "task.yaml"
     said = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if not isinstance(said, dict) or said.keys() - {"type", "languages", "main_score", "prompt"}:
-        raise UsageError(f"{file}: type, languages, main_score and prompt would fit, found {said}")
+    if not isinstance(said, dict) or said.keys() - {*SAID}:
+        raise UsageError(f"{file}: {', '.join(SAID)} would fit, found {said}")
+    ignore = said.get("ignore_identical_ids", False)
+    if not isinstance(ignore, bool):
+        raise UsageError(f"{file}: ignore_identical_ids={ignore}; true or false would fit.")
     if (folder / "qrels").is_dir():
         kind, data = "Retrieval", _retrieval(folder, split)
     else:
+        if ignore:
+            raise UsageError(f"{file}: ignore_identical_ids goes with retrieval, which has queries and a corpus.")
         rows = {name: _rows(f) for name in ("train", split) if (f := _file(folder, name)) is not None}
         kind = said.get("type") or _type(folder, rows[split][0], "train" in rows)
         if kind not in TYPES:
@@ -120,8 +127,9 @@ def _task(folder: Path, split: str) -> AbsTask:
         main_score=said.get("main_score") or main_score,
         prompt=said.get("prompt"),
     )
+    more = {"ignore_identical_ids": True} if ignore else {}
     loaded = {"metadata": metadata, "dataset": data, "data_loaded": True, "load_data": lambda self, **_: None}
-    return type("Local", (base,), loaded | SETTINGS.get(kind, {}))()
+    return type("Local", (base,), loaded | more | SETTINGS.get(kind, {}))()
 
 
 def _type(folder: Path, row: Mapping[str, Any], train: bool) -> str:

@@ -18,6 +18,7 @@ from unitsphere.evaluation.cached import OutOfTime
 from unitsphere.formats import beir
 from unitsphere.formats.fingerprint import fingerprint
 from unitsphere.search.dense import Exact, unit
+from unitsphere.search.fusion import Ranking
 from unitsphere.search.index import Index
 from unitsphere.types import Embed, Held, Result, RetrievalSet
 
@@ -49,6 +50,9 @@ class Retrieval:
         path: A BEIR folder, or the name of one in `UNITSPHERE_DATA`.
         max_length: Tokens kept; None is the data's own setting, and for `path` the encoder's limit.
         index: What searches, exact where None is given (see `search.index`); the protocol names it.
+        ignore_identical_ids: Leave the document that has a query's own id out of what is found for it, as BEIR's
+            evaluation does, and mteb's of ArguAna, Quora and FiQA: there the query is itself in the corpus. The
+            protocol names it.
 
     Raises:
         UsageError: There is nothing to search.
@@ -61,8 +65,10 @@ class Retrieval:
         path: str | None = None,
         max_length: int | None = None,
         index: Index | None = None,
+        ignore_identical_ids: bool = False,
     ):
         self.set = own_or_path(split, own, path, max_length)
+        self.ignore = ignore_identical_ids
         self.index = index or Exact()
 
     def held(self) -> Held:
@@ -80,16 +86,35 @@ class Retrieval:
                 raise
             q = np.stack(stopped.done)
         self.index.build(unit(d))
-        scores, rows = self.index.search(unit(q), DEPTH)
+        scores, rows = self.index.search(unit(q), DEPTH + self.ignore)
+        if self.ignore:
+            scores, rows = without_own((scores, rows), queries[: len(q)], documents)
         found = {
             query: {documents[row]: float(score) for score, row in zip(*ranking, strict=True) if row >= 0}
             for query, *ranking in zip(queries[: len(q)], scores, rows, strict=True)
         }
         in_order = {query: found[query] for query in self.set.queries if query in found}
-        return scored(self.set.name, in_order, self.set, self.index.name)
+        return scored(self.set.name, in_order, self.set, self.index.name, self.ignore)
 
 
-def scored(task: str, run: Mapping[str, Mapping[str, float]], of: RetrievalSet, index: str = "exact") -> Result:
+def without_own(ranking: Ranking, queries: Sequence[str], documents: Sequence[str]) -> Ranking:
+    """The first `DEPTH` of each ranking, without the document that has the query's own id.
+
+    Args:
+        ranking: Scores (Q, K) and rows (Q, K), best first.
+        queries: Q ids.
+        documents: N ids.
+    """
+    (scores, rows), at = ranking, {document: row for row, document in enumerate(documents)}
+    own = rows == np.array([at.get(query, -1) for query in queries])[:, None]  # (Q, K)
+    order = np.argsort(own, axis=1, kind="stable")[:, :DEPTH]
+    left = np.where(own, -np.inf, scores).astype(np.float32), np.where(own, -1, rows)
+    return np.take_along_axis(left[0], order, axis=1), np.take_along_axis(left[1], order, axis=1)
+
+
+def scored(
+    task: str, run: Mapping[str, Mapping[str, float]], of: RetrievalSet, index: str = "exact", ignore: bool = False
+) -> Result:
     """The measures of a search of a set, with a line a query, the worst of them as texts, and the protocol.
 
     Args:
@@ -97,6 +122,7 @@ def scored(task: str, run: Mapping[str, Mapping[str, float]], of: RetrievalSet, 
         run: Query id -> document id -> score.
         of: What was searched.
         index: With what.
+        ignore: Whether documents with the query's own id were left out.
     """
     measured = measures(run, of.qrels)
     items = measured.merge(places(run, of.qrels), on="query")
@@ -104,15 +130,15 @@ def scored(task: str, run: Mapping[str, Mapping[str, float]], of: RetrievalSet, 
         metrics={f"{task}/{m}": float(measured[m].mean()) for m in measured.columns if m != "query"},
         primary=f"{task}/mrr@10",
         items={task: items, f"{task}-worst": worst(items, of)},
-        protocol={task: stamp(of, len(run), index)},
+        protocol={task: stamp(of, len(run), index, ignore)},
     )
 
 
-def stamp(of: RetrievalSet, scored: int, index: str) -> dict[str, Any]:
+def stamp(of: RetrievalSet, scored: int, index: str, ignore: bool = False) -> dict[str, Any]:
     """The protocol of a search of a set, by an index of that name, with `scored` of its queries."""
     empty = sum(not text.strip() for texts in (of.corpus, of.queries) for text in texts.values())
     stopped = f"{scored:,} of {len(of.queries):,} queries" if scored < len(of.queries) else None
-    noted = {"unanswerable": of.unanswerable, "empty": empty, "stopped": stopped}
+    noted = {"unanswerable": of.unanswerable, "empty": empty, "stopped": stopped, "ignore_identical_ids": ignore}
     fixed = {
         "kind": "retrieval",
         "similarity": "cosine",

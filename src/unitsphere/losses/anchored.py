@@ -46,7 +46,9 @@ class Anchored(Loss):
 
     def attach(self, embedder: Any) -> None:
         self.inner.attach(embedder)
-        self.start = (copy.deepcopy(embedder).requires_grad_(False).eval(),)  # in a tuple: not trained, not saved
+        start = copy.deepcopy(embedder).requires_grad_(False).eval()
+        start.pooling.train()  # what a pooling has in training only, z has too
+        self.start = (start,)  # in a tuple: not trained, not saved
 
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.passes is not None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from unitsphere.errors import UsageError
 
@@ -26,6 +26,25 @@ class Loss(nn.Module):
 
     def attach(self, embedder: Any) -> None:
         """Make or load what depends on the embedder (a discriminator, a projection) or is heavy (a teacher)."""
+
+
+def through(module: nn.Module, z: Tensor) -> Tensor:
+    """module(z), with z in the precision of its weights, which `trainer.precision=bf16-true` makes 16-bit."""
+    return module(z.to(next(module.parameters(), z).dtype))
+
+
+def checked_scores(scores: Tensor, lowest: float = 0.0) -> Tensor:
+    """Scores, which must lie in [lowest, 1].
+
+    Raises:
+        UsageError: One does not.
+    """
+    if not ((scores >= lowest) & (scores <= 1)).all():
+        farthest = float(scores[(scores - (lowest + 1) / 2).abs().argmax()])
+        raise UsageError(
+            f"a score of {farthest:g} is not in [{lowest:g}, 1]: divide by the largest with data.max_score=5"
+        )
+    return scores
 
 
 def checked_temperature(value: float) -> float:

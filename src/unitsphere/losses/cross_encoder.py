@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from unitsphere import ranks
 from unitsphere.errors import UsageError
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_scores
 from unitsphere.types import Embeddings, LossOutput, Text
 
 
@@ -80,7 +80,7 @@ class RankedPairs(CrossEncoderLoss):
         read = self.candidates(e)  # (N, N + M)
         rows, columns = read.nonzero(as_tuple=True)
         logits = self.logits(e, [tokens["anchor"][i] for i in rows.tolist()], [documents[j] for j in columns.tolist()])
-        table = torch.full(read.shape, float("-inf"), device=logits.device).index_put((rows, columns), logits)
+        table = logits.new_full(read.shape, float("-inf")).index_put((rows, columns), logits)
         own, count = torch.arange(len(table), device=table.device), torch.tensor(len(table), device=table.device)
         right, others = (table.argmax(dim=1) == own).sum(), (read.sum() - count).float()
         return LossOutput(
@@ -115,12 +115,7 @@ class ScoredPairs(CrossEncoderLoss):
 
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.batch.scores is not None
-        scores = e.batch.scores[e.mine]
-        if not ((scores >= 0) & (scores <= 1)).all():
-            raise UsageError(
-                f"a score of {float(scores[(scores - 0.5).abs().argmax()]):g} is not in [0, 1]: divide by the largest "
-                "with data.max_score=5"
-            )
+        scores = checked_scores(e.batch.scores[e.mine])
         logits = self.logits(e, e.batch.tokens["anchor"], e.batch.tokens["positive"])
         total = F.binary_cross_entropy_with_logits(logits, scores.float(), reduction="sum")
         return LossOutput(ranks.mean(total, torch.tensor(len(logits), device=logits.device)))

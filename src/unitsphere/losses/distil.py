@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from unitsphere import ranks
 from unitsphere.errors import UsageError
-from unitsphere.losses.base import Loss, checked_temperature
+from unitsphere.losses.base import Loss, checked_temperature, through
 from unitsphere.losses.teacher import embedding_teacher
 from unitsphere.types import Embeddings, LossOutput
 
@@ -53,8 +53,12 @@ class Distillation(Loss):
         return found
 
     def taught(self, e: Embeddings, column: str) -> Tensor:
-        """The teacher's vectors (r, D_teacher) of this rank's texts of a column."""
-        questions = [(ROLES[column], text) for text in e.batch.texts[column]]
+        """The teacher's vectors (r, D_teacher) of this rank's texts of a column, under their rows' instructions."""
+        texts, role = e.batch.texts[column], ROLES[column]
+        own = e.batch.instructions.get(column) or [None] * len(texts)
+        questions = [
+            (role, text) if given is None else (role, text, given) for text, given in zip(texts, own, strict=True)
+        ]
         return self.teacher(questions, e.batch.row_ids.device)
 
 
@@ -102,7 +106,7 @@ class Response(Distillation):
     def forward(self, e: Embeddings) -> LossOutput:
         student = self.mine(e)
         target = torch.cat([self.taught(e, "anchor" if self.parallel else column) for column in student])
-        made = self.projection(torch.cat(list(student.values()))).float()
+        made = through(self.projection, torch.cat(list(student.values()))).float()
         if self.measure == "mse":
             losses = (made - target).square().mean(dim=1)
         else:
@@ -113,7 +117,7 @@ class Response(Distillation):
 class Relational(Distillation):
     """mean_i KL( softmax_j(cos(t_i, t_j) / tau_t) || softmax_j(cos(s_i, s_j) / tau_s) ).
 
-    i are the anchors, j the positives and negatives of the batch, or, where the data has none, the other anchors.
+    i are the anchors, j the positives and negatives of the batch, or, where it has none, the other anchors.
 
     Args:
         teacher, max_length: As for `Distillation`.
@@ -133,7 +137,7 @@ class Relational(Distillation):
         self.teacher_temperature = checked_temperature(teacher_temperature)
 
     def forward(self, e: Embeddings) -> LossOutput:
-        others = {c: z for c, z in (("positive", e.positives), ("negative", e.negatives)) if z is not None}
+        others = {c: z for c, z in (("positive", e.positives), ("negative", e.negatives)) if z is not None and len(z)}
         anchors = ranks.everyone(self.taught(e, "anchor"))
         target = torch.cat([ranks.everyone(self.taught(e, c)) for c in others]) if others else anchors
         made = torch.cat(list(others.values())) if others else e.anchors[0]

@@ -47,7 +47,7 @@ class MarginMSE(Loss):
                 )
             scorer = self.make()
             scorer.model.to(next(embedder.parameters()).device)
-            self.teacher = Teacher(scorer, f"{digest(scorer.model)} {scorer.max_length}")
+            self.teacher = Teacher(scorer, 1, f"{digest(scorer.model)} {scorer.max_length}")
 
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.positives is not None and e.negatives is not None

@@ -1,7 +1,8 @@
 """Matryoshka representation learning: the first d numbers of a vector are a good vector, for every d of a list.
 
 Paper: Kusupati et al. 2022, https://arxiv.org/abs/2205.13147 (equation 1). Relations: wraps any loss that reads
-vectors; `eval=[retrieval,truncation]` scores cut vectors, before training (the plain-truncation control) and after.
+vectors; sentence-transformers' MatryoshkaLoss normalises always; `eval=[retrieval,truncation]` scores cut vectors,
+before training (the plain-truncation control) and after.
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from unitsphere.errors import UsageError
 from unitsphere.losses.base import Loss
@@ -16,10 +18,10 @@ from unitsphere.types import Embeddings, LossOutput
 
 
 class Matryoshka(Loss):
-    """sum_d w_d L(z[:, :d]).
+    """sum_d w_d L(z[:, :d]), the cut vectors divided by their L2 norms where the embedder's are.
 
     Args:
-        inner: L; it normalises the cut vectors itself, as the losses here do.
+        inner: L.
         dims: The d; the embedder's full width is one of them in the paper. None is that width and the powers of two
             below it, down to 32.
         weights: The w; 1 where not given.
@@ -34,7 +36,7 @@ class Matryoshka(Loss):
 
     def __init__(self, inner: Loss, dims: Sequence[int] | None = None, weights: Sequence[float] | None = None):
         super().__init__()
-        self.inner, self.given = inner, weights
+        self.inner, self.given, self.normalize = inner, weights, False
         if dims is not None:
             self._cut_at(dims)
         if not inner.any_width:
@@ -51,6 +53,7 @@ class Matryoshka(Loss):
             )
 
     def attach(self, embedder: Any) -> None:
+        self.normalize = embedder.normalize
         if not hasattr(self, "dims"):
             self._cut_at(halves(embedder.dim))
         if max(self.dims) > embedder.dim:
@@ -58,7 +61,7 @@ class Matryoshka(Loss):
         self.inner.attach(embedder)
 
     def forward(self, e: Embeddings) -> LossOutput:
-        outs = {d: self.inner(cut(e, d)) for d in self.dims}
+        outs = {d: self.inner(cut(e, d, self.normalize)) for d in self.dims}
         total = sum(w * out.total for w, out in zip(self.weights, outs.values(), strict=True))
         return LossOutput(total, {**outs[self.dims[0]].parts, **{f"dim{d}": out.total for d, out in outs.items()}})
 
@@ -72,11 +75,11 @@ def halves(width: int) -> list[int]:
     return [width, *(d for d in (2**n for n in range(20, 4, -1)) if d < width)]
 
 
-def cut(e: Embeddings, dim: int) -> Embeddings:
-    """The first `dim` numbers of every vector."""
+def cut(e: Embeddings, dim: int, normalize: bool) -> Embeddings:
+    """The first `dim` numbers of every vector, of length one where `normalize`."""
 
-    def first(z: Tensor | None) -> Tensor | None:
-        return None if z is None else z[:, :dim]
+    def first(z: Tensor) -> Tensor:
+        return F.normalize(z[:, :dim].float(), dim=-1) if normalize else z[:, :dim]
 
-    anchors = tuple(z[:, :dim] for z in e.anchors)
-    return replace(e, anchors=anchors, positives=first(e.positives), negatives=first(e.negatives))
+    positives, negatives = (z if z is None else first(z) for z in (e.positives, e.negatives))
+    return replace(e, anchors=tuple(map(first, e.anchors)), positives=positives, negatives=negatives)

@@ -8,7 +8,7 @@ Relations: SimCSE (simcse.py) has N rows and N candidates, no row's own view amo
 import torch
 from torch import Tensor
 
-from unitsphere.losses.base import Loss, checked_temperature
+from unitsphere.losses.base import Loss, checked_scores, checked_temperature
 from unitsphere.losses.supcon import sup_con
 from unitsphere.types import Embeddings, LossOutput
 
@@ -49,6 +49,9 @@ class ScoredNTXent(NTXent):
     Args:
         positive_from: The score, 0 to 1, from which a pair's texts are twins.
         temperature, mask_duplicates: As for `NTXent`.
+
+    Raises:
+        UsageError: A score is not in [0, 1].
     """
 
     needs = ("anchor", "positive", "score")
@@ -61,6 +64,6 @@ class ScoredNTXent(NTXent):
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.positives is not None and e.batch.scores is not None
         first = torch.arange(len(e.positives), device=e.positives.device)
-        second = torch.where(e.batch.scores >= self.positive_from, first, first + len(first))
+        second = torch.where(checked_scores(e.batch.scores) >= self.positive_from, first, first + len(first))
         text = torch.cat([e.batch.text_ids["anchor"], e.batch.text_ids["positive"]])
         return self.compare(torch.cat([e.anchors[0], e.positives]), torch.cat([first, second]), text)

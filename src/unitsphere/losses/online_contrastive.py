@@ -6,7 +6,7 @@ selection is that of sentence-transformers' OnlineContrastiveLoss.
 
 from torch.nn import functional as F
 
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, checked_scores
 from unitsphere.types import Embeddings, LossOutput
 
 
@@ -19,6 +19,9 @@ class OnlineContrastive(Loss):
 
     Args:
         margin: In (0, 2].
+
+    Raises:
+        UsageError: A score is not in [0, 1].
     """
 
     needs = ("anchor", "positive", "score")
@@ -30,7 +33,7 @@ class OnlineContrastive(Loss):
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.positives is not None and e.batch.scores is not None
         distance = 1 - F.cosine_similarity(e.anchors[0].float(), e.positives.float())
-        similar = e.batch.scores >= 0.5
+        similar = checked_scores(e.batch.scores) >= 0.5
         near, far = distance[similar], distance[~similar]
         hard_far = far[far < (near.max() if len(near) else far.mean())]
         hard_near = near[near > (far.min() if len(far) else near.mean())]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unitsphere.losses.base import Loss
+from unitsphere.losses.base import Loss, through
 from unitsphere.types import Embeddings, LossOutput
 
 
@@ -49,7 +49,7 @@ class Projected(Loss):
 
     def forward(self, e: Embeddings) -> LossOutput:
         columns: list[Tensor] = [*e.anchors, *(z for z in (e.positives, e.negatives) if z is not None)]
-        pieces = list(self.projector(torch.cat(columns)).split([len(z) for z in columns]))
+        pieces = list(through(self.projector, torch.cat(columns)).split([len(z) for z in columns]))
         anchors = tuple(pieces.pop(0) for _ in e.anchors)
         positives = pieces.pop(0) if e.positives is not None else None
         negatives = pieces.pop(0) if e.negatives is not None else None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unitsphere import ranks
 from unitsphere.errors import UsageError
+from unitsphere.losses.anchored import Anchored
 from unitsphere.losses.base import Loss
 from unitsphere.types import Embeddings, LossOutput
 
@@ -33,7 +34,8 @@ class MemoryQueue(Loss):
         start: Steps before remembered vectors are used, while the encoder moves fast.
 
     Raises:
-        UsageError: `size` or `momentum` is out of range, or the inner loss does not read negatives.
+        UsageError: `size` or `momentum` is out of range, or the inner loss does not read vectors of negatives, or
+            reads their texts, too.
     """
 
     any_width = False
@@ -42,13 +44,18 @@ class MemoryQueue(Loss):
         super().__init__()
         if size < 1 or not (momentum is None or 0 <= momentum < 1):
             raise UsageError(f"loss.size={size} loss.momentum={momentum}: at least 1, and in [0, 1) or null.")
-        if "positive" not in inner.needs or "negative" not in inner.optional:
+        if isinstance(inner, Anchored):
+            raise UsageError(
+                "loss=anchored reads the text of every negative, and of remembered ones there is none: put loss=queue "
+                "inside loss=anchored"
+            )
+        if "positive" not in inner.needs or "negative" not in inner.optional or inner.views == 0:
             raise UsageError(
                 f"{type(inner).__name__} does not compare an anchor with any number of negatives, so it has no use for "
                 "remembered ones; loss@loss.inner=infonce or triplet would."
             )
         self.inner, self.size, self.momentum, self.start = inner, size, momentum, start
-        self.needs, self.optional, self.views = inner.needs, inner.optional, inner.views
+        self.needs, self.optional, self.views, self.embeds = inner.needs, inner.optional, inner.views, inner.embeds
 
     vectors: Tensor  # (size, D)
     text: Tensor  # (size), the texts' numbers

@@ -22,11 +22,12 @@ class Teacher:
 
     Args:
         answer: A list of R questions -> (R, D) array.
+        width: D.
         identity: Of the teacher and its settings; equal identities share their answers.
     """
 
-    def __init__(self, answer: Callable[[list[Any]], np.ndarray], identity: str):
-        self.answer = answer
+    def __init__(self, answer: Callable[[list[Any]], np.ndarray], width: int, identity: str):
+        self.answer, self.width = answer, width
         folder = paths.cache() / "teachers"
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.sqlite"
@@ -34,7 +35,9 @@ class Teacher:
             store.execute("CREATE TABLE IF NOT EXISTS answers (question BLOB PRIMARY KEY, answer BLOB)")
 
     def __call__(self, questions: Sequence[Any], device: torch.device) -> Tensor:
-        """(R, D) float32, in the order given; only what is not on disk is computed."""
+        """(R, D) float32, in the order given; only what is not on disk is computed. R may be 0."""
+        if not questions:
+            return torch.empty(0, self.width, dtype=torch.float32, device=device)
         keys = [hashlib.sha256(repr(q).encode("utf-8", "surrogatepass")).digest()[:16] for q in questions]
         with closing(self._open()) as store:
             known: dict[bytes, bytes] = {}
@@ -58,7 +61,7 @@ class Teacher:
 
 
 def embedding_teacher(embedder: Any, device: torch.device, max_length: int | None) -> Teacher:
-    """A teacher that answers texts (role, text) with an embedder's vectors.
+    """A teacher that answers texts (role, text), or (role, text, instruction), with an embedder's vectors.
 
     Args:
         embedder: Any `Model`. One of torch's is frozen here and moved to `device`.
@@ -68,11 +71,13 @@ def embedding_teacher(embedder: Any, device: torch.device, max_length: int | Non
     if isinstance(embedder, nn.Module):
         embedder.requires_grad_(False).to(device).eval()
 
-    def answer(questions: list[tuple[str, str]]) -> np.ndarray:
+    def answer(questions: list[tuple[str, ...]]) -> np.ndarray:
         out = np.empty((len(questions), embedder.dim), dtype=np.float32)
-        for role in {role for role, _ in questions}:
-            rows = [i for i, question in enumerate(questions) if question[0] == role]
-            out[rows] = embedder.embed([questions[i][1] for i in rows], role, max_length)
+        ways = [(role, *given) for role, _, *given in questions]
+        for way in dict.fromkeys(ways):
+            rows = [i for i, of_question in enumerate(ways) if of_question == way]
+            role, *given = way
+            out[rows] = embedder.embed([questions[i][1] for i in rows], role, max_length, *given)
         return out
 
-    return Teacher(answer, f"{embedder.identity()} {max_length}")
+    return Teacher(answer, embedder.dim, f"{embedder.identity()} {max_length}")

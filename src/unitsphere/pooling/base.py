@@ -13,10 +13,12 @@ class Pooling(nn.Module):
     Attributes:
         dim: The width of what comes out.
         needs_layers: Whether `forward` reads `TokenStates.layers`.
+        train_only: Whether a part of it is left out of evaluation.
         sentence_transformers: The same pooling as that library's `pooling_mode` flags, where it has it.
     """
 
     needs_layers = False
+    train_only = False
     sentence_transformers: tuple[str, ...] = ()
 
     def __init__(self, dim: int):

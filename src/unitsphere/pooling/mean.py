@@ -22,13 +22,16 @@ class MeanPooling(Pooling):
 
 
 class WeightedMeanPooling(Pooling):
-    """sum_t t h_t / sum_t t, t = 1, 2, ... over a row's own tokens: later tokens, which in a causal model have seen
-    more, weigh more."""
+    """sum_t t h_t / sum_t t, t = 1, 2, ... over a row's own tokens, those of a prompt that is not pooled counted: later
+    tokens, which in a causal model have seen more, weigh more."""
 
     sentence_transformers = ("weightedmean",)
 
     def forward(self, states: TokenStates) -> Tensor:
-        return weighted(states.hidden, states.mask.cumsum(dim=1) * states.mask)
+        position = states.mask.cumsum(dim=1)
+        if states.before is not None:
+            position = position + states.before[:, None]
+        return weighted(states.hidden, position * states.mask)
 
 
 class FirstLastMeanPooling(Pooling):

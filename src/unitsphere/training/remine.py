@@ -16,6 +16,7 @@ from unitsphere.data.batches import Batches
 from unitsphere.errors import UsageError
 from unitsphere.mining.candidates import asked, with_positives
 from unitsphere.mining.filters import Filter
+from unitsphere.mining.instructed import Instructed
 from unitsphere.mining.miner import Miner
 from unitsphere.mining.sources import Source
 from unitsphere.runs import write
@@ -87,9 +88,10 @@ class Remine(pl.Callback):
         queries = list(dict.fromkeys(rows.anchor[i] for i in coming))
         positives = [known[query] for query in queries]
         documents = with_positives(documents, positives)
+        embed = Instructed(module.embedder.embed, rows.instructions)
         with TemporaryDirectory(dir=file.parent) as work:
             for source in self.sources.values():
-                source.attach(documents, module.embedder.embed, Path(work), self.max_length)
+                source.attach(documents, embed, Path(work), self.max_length)
             mined = Miner(documents, self.sources, self.filters, seed=self.seed)(queries, positives)
         found = dict(zip(queries, ([documents[n.row] for n in negatives] for negatives in mined), strict=True))
         negatives = {row: found[rows.anchor[row]] for row in coming}

@@ -113,6 +113,10 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     embedder = build_embedder(config, trainer.strategy.root_device)
     loss.attach(embedder)
     loss.train()  # networks that it loaded come in the mode of evaluation
+    if loss.views == 0:
+        for unread in (embedder.pooling, embedder.projection, embedder.windows):
+            if unread is not None:
+                unread.requires_grad_(False)  # DDP waits for the gradients of all that is trained
     batches = Batches(
         rows,
         {*loss.needs, *loss.optional},
@@ -211,7 +215,11 @@ def _without_leaks(
 
 def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
     """The embedder that the configuration describes, or, with `init`, a run's or folder's with its pooling, projection
-    and prompts; then only the encoder's settings (dropout, LoRA, …) are the configuration's, not its path."""
+    and prompts; then only the encoder's settings (dropout, LoRA, …) are the configuration's, not its path.
+
+    Raises:
+        UsageError: It cannot be trained, or evaluation would not read what training does.
+    """
     if config.init is not None:
         settings = signature(transformer).parameters.keys() - {"path", "max_length"}
         chosen = OmegaConf.to_container(config.encoder)
@@ -222,6 +230,11 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
             raise UsageError(f"init={config.init}: a {type(embedder).__name__}, and only an encoder can be trained.")
     else:
         embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder, config.get("window"))
+    if embedder.pooling.train_only and embedder.projection is not None:
+        raise UsageError(
+            "pooling.train_only=true and embedder.projection_dim: the projection would be trained on what the MLP "
+            "makes, and evaluation would give it something else; set one of them to false or null"
+        )
     return embedder.to(device).float().train()
 
 

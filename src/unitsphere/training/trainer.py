@@ -11,6 +11,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from unitsphere.encoders.attention import BF16
 from unitsphere.errors import UsageError
 from unitsphere.process import cpu_threads
+from unitsphere.types import Batch
 
 
 class Trainer(pl.Trainer):
@@ -30,12 +31,20 @@ class Trainer(pl.Trainer):
             raise UsageError(f"trainer: chunks={chunks} and cache_tokens={cache_tokens} must be 1 or more (or null).")
         self.chunks, self.packed, self.cache_tokens = chunks, packed, cache_tokens
         super().__init__(**kwargs)
+        plugin: Any = self.precision_plugin
+        plugin.convert_input = _unchanged
         if str(self.precision).startswith("bf16") and isinstance(self.accelerator, CPUAccelerator) and not BF16:
             warnings.warn(
                 f"trainer.precision={self.precision}: this processor has no bfloat16 arithmetic, so a step takes many "
                 "times as long as with 32-true.",
                 stacklevel=2,
             )
+
+
+def _unchanged(batch: Batch) -> Batch:
+    """In place of a precision plugin's own, which writes into dataclasses, and batches are frozen: token ids have no
+    precision, and labels and scores are compared in float32."""
+    return batch
 
 
 def make_concrete(config: DictConfig, at_once: int = 1) -> None:
