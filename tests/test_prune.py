@@ -388,7 +388,7 @@ def test_the_smallest_weights_are_zero(per_matrix, tmp_path):
         PruneMagnitude(1.0)
 
 
-OPTIONS = ("prune_layers", "prune_heads", "prune_ffn", "prune_magnitude", "distil_3_layers", "distil_6_layers")
+OPTIONS = ("prune_layers", "prune_heads", "prune_ffn", "distil_3_layers", "distil_6_layers", "prune_magnitude")
 
 
 def test_options_build_chain_and_name_runs_that_compose():
