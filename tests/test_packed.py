@@ -10,7 +10,7 @@ from making import passes
 from test_chunks import made
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.drop_head import add_drop_head
-from unitsphere.encoders.packed import Apart, Joined, can_be_packed, groups, packed
+from unitsphere.encoders.packed import Apart, Joined, can_be_packed, filled, groups, packed
 from unitsphere.encoders.tiny import tiny
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
@@ -43,6 +43,25 @@ def padded(pad=0, lengths=(2, 7, 7, 3, 12, 1)):
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     ids = torch.randint(5, 60, mask.shape, generator=generator)
     return Tokens(torch.where(mask.bool(), ids, pad), mask, torch.zeros(len(lengths), dtype=torch.long))
+
+
+def test_a_row_that_is_filled_up_has_the_states_and_the_gradients_of_the_padded_batch():
+    assert [filled(n) for n in (33, 161, 1000, 1900)] == [33, 164, 1008, 1920]
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(FITTING["bert"]).eval()
+    tokens = padded(lengths=(2, 7, 7, 3, 12, 1) * 5 + (1,))
+    there, gradients = tokens.mask.bool(), []
+    weights = torch.randn(int(there.sum()), 32)
+    for hidden in (
+        packed(model, tokens, 3).hidden,
+        model(input_ids=tokens.ids, attention_mask=tokens.mask).last_hidden_state,
+    ):
+        (hidden[there] * weights).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad(set_to_none=True)
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 30
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", FITTING)
@@ -143,4 +162,6 @@ def test_groups_cover_every_token_once_and_a_rectangle_has_no_mask():
         for head in range(2):
             mine = parts[text // 3][text % 3, head, : end - begin]
             assert torch.equal(mine, x[begin:end, head])
-    assert torch.equal(Joined.apply(rectangles, *parts), x)
+    assert torch.equal(Joined.apply(17, rectangles, *parts), x)
+    longer = Joined.apply(20, rectangles, *parts)
+    assert torch.equal(longer[:17], x) and not longer[17:].any()

@@ -2,7 +2,8 @@
 look from one into another, takes them apart.
 
 Everything but attention acts on each token alone, so the numbers are those of the padded batch. Attention pads within
-groups of texts of like length.
+groups of texts of like length. The row is filled up by at most 1/32, so that a long training has few different lengths:
+for each of them oneDNN makes its products' kernels anew, a millisecond each, and keeps a thousand of them.
 
 Code: transformers' attention interface, https://huggingface.co/docs/transformers/attention_interface; the idea is that
 of Zeng et al. 2022, effective (unpadded) BERT, https://arxiv.org/abs/2208.08124.
@@ -91,11 +92,12 @@ def apart(x: Tensor, rectangles: Sequence[Rectangle]) -> tuple[Tensor, ...]:
     return tuple(flat.index_select(0, r.rows).view(*r.shape, x.shape[-1]) for r in rectangles)
 
 
-def joined(parts: Sequence[Tensor], rectangles: Sequence[Rectangle]) -> Tensor:
-    """(B, H, T, D) of each rectangle -> (N, H, D) of all tokens."""
+def joined(parts: Sequence[Tensor], rectangles: Sequence[Rectangle], count: int) -> Tensor:
+    """(B, H, T, D) of each rectangle -> (count, H, D) of all tokens; zeros for those that are in none."""
     _, heads, _, dim = parts[0].shape
     flat = [x.reshape(-1, dim).index_select(0, r.place) for x, r in zip(parts, rectangles, strict=True)]
-    return torch.cat(flat).view(-1, heads, dim)
+    rest = parts[0].new_zeros(count * heads - sum(map(len, flat)), dim)
+    return torch.cat([*flat, rest]).view(count, heads, dim)
 
 
 class Apart(torch.autograd.Function):
@@ -103,22 +105,22 @@ class Apart(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rectangles: Sequence[Rectangle]) -> tuple[Tensor, ...]:
-        ctx.rectangles = rectangles
+        ctx.rectangles, ctx.count = rectangles, len(x)
         return apart(x, rectangles)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return joined(gradients, ctx.rectangles), None
+        return joined(gradients, ctx.rectangles, ctx.count), None
 
 
 class Joined(torch.autograd.Function):
     """`joined` with its gradient, which is 0 in the padding."""
 
     @staticmethod
-    def forward(ctx: Any, rectangles: Sequence[Rectangle], *parts: Tensor) -> Tensor:
+    def forward(ctx: Any, count: int, rectangles: Sequence[Rectangle], *parts: Tensor) -> Tensor:
         ctx.rectangles = rectangles
-        return joined(parts, rectangles)
+        return joined(parts, rectangles, count)
 
     @staticmethod
     @once_differentiable
@@ -126,7 +128,7 @@ class Joined(torch.autograd.Function):
         parts = apart(gradient, ctx.rectangles)
         for x, r in zip(parts, ctx.rectangles, strict=True):
             x.view(-1, x.shape[-1]).index_fill_(0, r.hollow, 0)
-        return None, *parts
+        return None, None, *parts
 
 
 def attention(
@@ -152,7 +154,7 @@ def attention(
             parts.append(attend(q, k, v, group.mask, dropout, scaling))
         else:
             parts.append(F.scaled_dot_product_attention(q, k, v, group.mask, dropout, scale=scaling))
-    return Joined.apply(rectangles, *parts)[None], None
+    return Joined.apply(query.shape[2], rectangles, *parts)[None], None
 
 
 AttentionInterface.register(NAME, attention)
@@ -161,6 +163,16 @@ AttentionInterface.register(NAME, attention)
 def first_position(config: Any) -> int:
     """The number of a text's first position: RoBERTa and its kin count from the padding index + 1."""
     return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+
+
+def filled(count: int) -> int:
+    """The next number of six binary digits and zeros after them.
+
+    >>> [filled(n) for n in (33, 1000, 1900)]
+    [33, 1008, 1920]
+    """
+    step = 2 ** max(0, count.bit_length() - 6)
+    return -(-count // step) * step
 
 
 def packed(model: Any, tokens: Tokens, count: int, layers: bool = False) -> TokenStates:
@@ -174,12 +186,14 @@ def packed(model: Any, tokens: Tokens, count: int, layers: bool = False) -> Toke
     """
     there = tokens.mask.bool()
     position = (first_position(model.config) + torch.arange(there.shape[1], device=there.device)).expand_as(there)
+    row = int(there.sum())
+    some = torch.arange(filled(row), device=there.device) % row  # any tokens fill it up: attention leaves them out
     usual = model.config._attn_implementation
     model.config._attn_implementation = NAME
     try:
         out = model(
-            input_ids=tokens.ids[there][None],
-            position_ids=position[there][None],
+            input_ids=tokens.ids[there][None, some],
+            position_ids=position[there][None, some],
             output_hidden_states=layers,
             groups=groups(tokens.mask, count),
         )
@@ -188,7 +202,7 @@ def packed(model: Any, tokens: Tokens, count: int, layers: bool = False) -> Toke
 
     def unpacked(hidden: Tensor) -> Tensor:
         wide = hidden.new_zeros(there.numel(), hidden.shape[-1])
-        return wide.index_copy(0, there.flatten().nonzero()[:, 0], hidden[0]).view(*there.shape, -1)
+        return wide.index_copy(0, there.flatten().nonzero()[:, 0], hidden[0, :row]).view(*there.shape, -1)
 
     states = tuple(map(unpacked, out.hidden_states)) if layers else None
     return TokenStates(unpacked(out.last_hidden_state), tokens.mask, states)
