@@ -83,6 +83,15 @@ async def until(condition):
     raise AssertionError("it never came to hold")
 
 
+async def held_up(model, client):
+    """A request over which `Letters` sit until they are `free`."""
+    model.free.clear()
+    model.calls.clear()
+    first = asyncio.create_task(client.post("/embed", json={"texts": ["first"]}))
+    await until(lambda: model.calls)
+    return first
+
+
 async def queued(client, tokens):
     """Let the others go on until so many tokens wait for the model."""
     for _ in range(1000):
