@@ -12,6 +12,7 @@ from unitsphere.encoders.pair_scorer import PairScorer
 from unitsphere.errors import UsageError
 from unitsphere.losses.anchored import Anchored
 from unitsphere.losses.cross_encoder import RankedPairs
+from unitsphere.losses.distil import Relational, Response
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.margin_mse import MarginMSE
 from unitsphere.losses.matryoshka import Matryoshka, halves
@@ -20,6 +21,8 @@ from unitsphere.losses.queue import MemoryQueue
 from unitsphere.losses.simcse import SimCSE
 from unitsphere.losses.sum import Sum
 from unitsphere.losses.triplet import Triplet
+
+COLUMNS = "tokens", "text_ids", "texts"  # of a batch, by column
 
 
 def test_a_sum_adds_its_terms_by_weight():
@@ -190,13 +193,40 @@ def test_a_queue_needs_positives():
 def test_a_queue_remembers_vectors_alone():
     with pytest.raises(UsageError, match="no use for"):
         MemoryQueue(RankedPairs(PairScorer))
-    with pytest.raises(UsageError, match="put loss=queue inside loss=anchored"):
-        MemoryQueue(Anchored(InfoNCE()))
-    embedder, loss = model(dropout=0.0), Anchored(MemoryQueue(InfoNCE(), size=8))
-    loss.attach(embedder)
-    for _ in range(2):
-        out = loss(encoded(embedder, batch_of_texts(), loss))
-    assert float(out.parts["remembered"]) == 6 and loss.embeds
+
+
+READERS = {
+    "anchored": lambda: Anchored(InfoNCE(), 2.0),
+    "response": lambda: Response(lambda: model(seed=5)),
+    "relational": lambda: Relational(lambda: model(seed=5)),
+    "margin_mse": MarginMSE,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "negatives"),
+    [*((name, True) for name in READERS), *((name, False) for name in READERS if "mse" not in name)],
+)
+def test_what_reads_texts_sees_no_remembered_vectors(name, negatives):
+    batch, embedder = batch_of_texts(), model(dropout=0.0)
+    if not negatives:
+        given = {part: {c: v for c, v in getattr(batch, part).items() if c != "negative"} for part in COLUMNS}
+        batch = replace(batch, negative_rows=batch.negative_rows[:0], **given)
+    outs = []
+    for around in (lambda loss: loss, lambda loss: MemoryQueue(loss, size=8)):
+        loss = around(Sum({"infonce": InfoNCE(), "reader": READERS[name]()}))
+        loss.attach(embedder)
+        with torch.no_grad():
+            for p in embedder.parameters():  # from where an anchor holds it
+                p += 0.01
+            outs.append([loss(encoded(embedder, batch, loss)) for _ in range(2)][1].parts)
+            for p in embedder.parameters():
+                p -= 0.01
+    plain, queued = outs
+    assert float(queued["remembered"]) == 6 and queued["infonce"] > plain["infonce"]
+    part = "reader/drift" if name == "anchored" else "reader"
+    assert plain[part] > 0
+    torch.testing.assert_close(queued[part], plain[part])
 
 
 def test_a_term_of_a_sum_sees_the_views_it_asks_for():

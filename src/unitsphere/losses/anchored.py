@@ -56,7 +56,7 @@ class Anchored(Loss):
         made, texts = [view[e.mine] for view in e.anchors], [tokens["anchor"]]
         if e.positives is not None:
             made, texts = [*made, e.positives[e.mine]], [*texts, tokens["positive"]]
-        if e.negatives is not None:
+        if e.negatives is not None and "negative" in tokens:  # a queue has vectors alone
             made, texts = [*made, e.negatives[e.my_negatives]], [*texts, tokens["negative"]]
         with torch.no_grad():
             start = self.start[0].through(e.passes, [text for column in texts for text in column])

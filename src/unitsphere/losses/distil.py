@@ -48,7 +48,7 @@ class Distillation(Loss):
         found = {"anchor": e.anchors[0][e.mine]}
         if e.positives is not None:
             found["positive"] = e.positives[e.mine]
-        if e.negatives is not None:
+        if e.negatives is not None and "negative" in e.batch.texts:  # a queue has vectors alone
             found["negative"] = e.negatives[e.my_negatives]
         return found
 
@@ -137,7 +137,8 @@ class Relational(Distillation):
         self.teacher_temperature = checked_temperature(teacher_temperature)
 
     def forward(self, e: Embeddings) -> LossOutput:
-        others = {c: z for c, z in (("positive", e.positives), ("negative", e.negatives)) if z is not None and len(z)}
+        negatives = e.negatives if e.negatives is None else e.negatives[e.batch.negative_rows >= 0]  # not a queue's
+        others = {c: z for c, z in (("positive", e.positives), ("negative", negatives)) if z is not None and len(z)}
         anchors = ranks.everyone(self.taught(e, "anchor"))
         target = torch.cat([ranks.everyone(self.taught(e, c)) for c in others]) if others else anchors
         made = torch.cat(list(others.values())) if others else e.anchors[0]

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from unitsphere import ranks
 from unitsphere.errors import UsageError
-from unitsphere.losses.anchored import Anchored
 from unitsphere.losses.base import Loss
 from unitsphere.types import Embeddings, LossOutput
 
@@ -24,7 +23,8 @@ class MemoryQueue(Loss):
     """The inner loss with up to `size` positives of past batches as further negatives of every row.
 
     The inner loss should read negatives (InfoNCE, Triplet). A remembered text that is equal to a row's own is no
-    negative of that row, as far as the inner loss masks duplicates.
+    negative of that row, as far as the inner loss masks duplicates. Of remembered vectors there is neither text nor
+    tokens: a teacher or an anchor inside sees the batch's own negatives alone.
 
     Args:
         inner: The loss.
@@ -34,8 +34,7 @@ class MemoryQueue(Loss):
         start: Steps before remembered vectors are used, while the encoder moves fast.
 
     Raises:
-        UsageError: `size` or `momentum` is out of range, or the inner loss does not read vectors of negatives, or
-            reads their texts, too.
+        UsageError: `size` or `momentum` is out of range, or the inner loss does not read vectors of negatives.
     """
 
     any_width = False
@@ -44,11 +43,6 @@ class MemoryQueue(Loss):
         super().__init__()
         if size < 1 or not (momentum is None or 0 <= momentum < 1):
             raise UsageError(f"loss.size={size} loss.momentum={momentum}: at least 1, and in [0, 1) or null.")
-        if isinstance(inner, Anchored):
-            raise UsageError(
-                "loss=anchored reads the text of every negative, and of remembered ones there is none: put loss=queue "
-                "inside loss=anchored"
-            )
         if "positive" not in inner.needs or "negative" not in inner.optional or inner.views == 0:
             raise UsageError(
                 f"{type(inner).__name__} does not compare an anchor with any number of negatives, so it has no use for "
@@ -89,7 +83,9 @@ class MemoryQueue(Loss):
         text_ids = {**b.text_ids, "negative": torch.cat([b.text_ids.get("negative", none), text])}
         rows = torch.cat([b.negative_rows, torch.full_like(text, -1)])  # they belong to no row
         negatives = old if e.negatives is None else torch.cat([e.negatives, old])
-        return replace(e, negatives=negatives, batch=replace(b, text_ids=text_ids, negative_rows=rows))
+        own = slice(*e.my_negatives.indices(len(negatives) - filled))  # what has a text
+        b = replace(b, text_ids=text_ids, negative_rows=rows)
+        return replace(e, negatives=negatives, my_negatives=own, batch=b)
 
     @torch.no_grad()
     def _remember(self, vectors: Tensor, text: Tensor) -> None:
