@@ -352,9 +352,10 @@ def test_what_a_loss_without_vectors_never_reads_is_not_trained(pairs, tmp_path,
     assert any(name.startswith("encoder.") for name in trained.names)
 
 
-def test_a_projection_of_what_evaluation_leaves_out_is_refused(pairs, tmp_path):
-    with pytest.raises(UsageError, match=r"set one of them to false or null"):
-        run_here(pairs, tmp_path, "pooling=cls_mlp", "pooling.train_only=true", "embedder.projection_dim=16")
+@pytest.mark.parametrize("part", ["embedder.projection_dim=16", "window=learned"])
+def test_what_reads_what_evaluation_leaves_out_is_not_trained(pairs, tmp_path, part):
+    with pytest.raises(UsageError, match=rf"{part.partition('=')[0]}: that would be trained .* set one of them to"):
+        run_here(pairs, tmp_path, "pooling=cls_mlp", "pooling.train_only=true", part)
 
 
 def test_a_run_bounded_by_epochs_or_time(pairs, tmp_path):

@@ -94,13 +94,13 @@ def embedder_of(config: DictConfig) -> "Model":
     Raises:
         UsageError: See `check_model`; or nothing loadable is there.
     """
-    from unitsphere import artefact
+    from unitsphere import artefact, modules_json
     from unitsphere.build import build
 
     check_model(config)
     if config.model is not None:
         return artefact.load(config.model, config.get("window"))
-    pooling = config.get("pooling") or {"_target_": artefact.POOLINGS["mean",]}
+    pooling = config.get("pooling") or modules_json.MEAN
     return artefact.assemble(build(config.encoder), pooling, config.embedder, config.get("window")).eval()
 
 

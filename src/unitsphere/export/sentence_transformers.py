@@ -16,7 +16,7 @@ import torch
 from onnxruntime import InferenceSession
 from torch import Tensor, nn
 
-from unitsphere import artefact
+from unitsphere import artefact, modules_json
 from unitsphere.compression.quantized import Quantized
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
@@ -65,7 +65,7 @@ class ToSentenceTransformers:
             raise UsageError(f"to=sentence_transformers: a {type(model).__name__} has no torch weights")
         artefact.save(model, folder)
         if not (folder / "modules.json").exists():
-            found = artefact.ours_alone(model)
+            found = modules_json.ours_alone(model)
             raise UsageError(f"to=sentence_transformers: it cannot load {found}; to=onnx goes with any pooling")
         worst = same(model, artefact.load(folder), self.tolerance, ("the model", "the folder"))
         to_onnx(model.cpu().float().eval(), folder / GRAPH, States, INPUTS[:2], HIDDEN)

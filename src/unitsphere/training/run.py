@@ -230,10 +230,12 @@ def build_embedder(config: DictConfig, device: torch.device = CPU) -> Embedder:
             raise UsageError(f"init={config.init}: a {type(embedder).__name__}, and only an encoder can be trained.")
     else:
         embedder = artefact.assemble(build(config.encoder), config.pooling, config.embedder, config.get("window"))
-    if embedder.pooling.train_only and embedder.projection is not None:
+    later = {"embedder.projection_dim": embedder.projection, "window": embedder.windows}
+    trained = [key for key, part in later.items() if part is not None and [*part.parameters()]]
+    if embedder.pooling.train_only and trained:
         raise UsageError(
-            "pooling.train_only=true and embedder.projection_dim: the projection would be trained on what the MLP "
-            "makes, and evaluation would give it something else; set one of them to false or null"
+            f"pooling.train_only=true and {trained[0]}: that would be trained on what the MLP makes, and evaluation "
+            "would give it something else; set one of them to false or null"
         )
     return embedder.to(device).float().train()
 
