@@ -83,6 +83,8 @@ def test_a_summary_has_medians_and_the_ratio_within_each_round():
     assert list(table.index) == ["ours", "theirs"]
     assert table.loc["ours", ["samples/s", "from", "to", "x"]].tolist() == [20.0, 8.0, 90.0, 3.0]
     assert table.loc["theirs", "x"] == 1
+    later = bench.summary(turns.assign(**{"samples/s": 1.0, "late": turns["samples/s"]}), "theirs", "late")
+    assert list(later.columns)[-5:-2] == ["late", "from", "to"]
     assert table.loc["ours", "MFU %"] == pytest.approx(20.0)  # 2e9 of the best 1e10
 
 

@@ -6,6 +6,7 @@ from omegaconf import OmegaConf
 from conftest import composed
 from unitsphere.cli import chain
 from unitsphere.errors import UsageError
+from unitsphere.runs import Run
 
 
 def test_a_chain_whose_last_stage_does_not_fit_runs_nothing(tmp_path, monkeypatch):
@@ -31,6 +32,40 @@ def test_a_preparation_for_all_stages_stands_before_what_was_mined(tmp_path, mon
     assert steps.mined.path == f"{tmp_path}/negatives/negatives.jsonl" and steps.mined.count == 3
     _, verb, *mine = chain.command("negatives", stages["negatives"], folder, {s: tmp_path / s for s in stages})[2:]
     assert verb == "mine" and list(composed(*mine, root="mine").preparation) == ["exact_duplicates", "whitespace"]
+
+
+def test_a_model_for_all_stages_begins_the_first_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(chain, "check", lambda _: None)
+    typed = ["encoder=hub", "encoder.path=/models/x", "pooling=cls", "init=outputs/run", "data=docstrings"]
+    folder = chain.begin("domain_adaptation", [*typed, f"outputs={tmp_path}/out", "hard.encoder.dropout=0"])
+    stages = OmegaConf.to_container(OmegaConf.load(folder / "chain.yaml"))
+    assert stages["mlm"][3:] == typed
+    assert stages["contrastive"] == [
+        "loss=infonce",
+        "encoder.path={mlm}",
+        "encoder=hub",
+        "pooling=cls",
+        "data=docstrings",
+    ]
+    kept = [override for override in stages["hard"] if not override.startswith("+preparation")]
+    assert kept == ["loss=infonce", "init={contrastive}", "encoder=hub", "data=docstrings", "encoder.dropout=0"]
+
+
+def test_a_chain_in_any_folder_is_resumed(tmp_path, monkeypatch):
+    run = Run.create(tmp_path / "a (1), 用户" / "only", "s1")
+    (run.folder / "checkpoints").mkdir()
+    (run.folder / "checkpoints" / "last.ckpt").touch()
+    (run.folder / "config.yaml").touch()
+    run.note(status="interrupted")
+    lines = []
+    monkeypatch.setattr(chain.subprocess, "run", lambda line: lines.append(line) or run.note(status="done") or Ended())
+    chain.carry_out(tmp_path / "a (1), 用户", {"only": ["loss=mlm"]})
+    (typed,) = lines[0][4:]
+    assert composed(typed).resume == str(run.folder)
+
+
+class Ended:
+    returncode = 0
 
 
 @pytest.mark.parametrize("place", ["用户", "a (1), b", "it's [x]~#&=", "plain"])

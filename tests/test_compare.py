@@ -14,6 +14,7 @@ from scipy import stats
 
 from conftest import WORDS, composed
 from made_runs import METRIC, PROTOCOL, made
+from making import model
 from unitsphere.cli import compare as verb
 from unitsphere.cli.evaluate import evaluate
 from unitsphere.errors import UsageError
@@ -259,6 +260,8 @@ def test_what_was_kept_is_scored_beside_the_whole(evaluations, tmp_path):
     assert (run.folder / "scores/test/words_bad-worst.parquet").exists()
     lines = compare(read(run.folder), read(run.folder)).lines
     assert {"words_bad/mrr@10", "sts_bad/words"} <= {line.metric for line in lines}
+    alone = BadCases("test", path=f"{tmp_path}/kept", ignore_identical_ids=True)(model().embed)
+    assert alone.protocol["words_bad"]["ignore_identical_ids"] is True
 
 
 def test_bad_cases_are_not_for_choosing(evaluations, tmp_path):

@@ -126,6 +126,10 @@ def test_not_utf8_and_missing_files(tmp_path):
     parquet.write_table(pyarrow.table({"anchor": latin, "positive": latin}), tmp_path / "latin.parquet")
     with pytest.raises(UsageError, match=r"latin.parquet: not a readable parquet file \(.*utf-8"):
         Table(str(tmp_path / "latin.parquet"), PAIR).load()
+    damaged = gzip.compress(good.encode() * 100)
+    (tmp_path / "damaged.jsonl.gz").write_bytes(damaged[:15] + b"\xff\xff\xff" + damaged[18:])
+    with pytest.raises(UsageError, match=r"damaged.jsonl.gz: not readable as jsonl"):
+        Table(str(tmp_path / "damaged.jsonl.gz"), PAIR).load()
     with pytest.raises(UsageError, match="no such file here"):
         Table(str(tmp_path / "nothing.jsonl"), PAIR).load()
     with pytest.raises(UsageError, match=r"data.path is not set"):

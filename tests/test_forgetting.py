@@ -246,6 +246,13 @@ def test_shares_of_all_tasks():
     assert batches.shape == (10, 8) and ((batches < 60).sum(axis=1) == 6).all()
 
 
+def test_shares_that_are_one_in_all_fill_the_batch():
+    rows = some(a=120, b=60, c=20)
+    batches = Mixed({"a": 0.6, "b": 0.3, "c": 0.1})(rows, 64, generator())
+    counts = [[(np.array(rows.task)[batch] == task).sum() for task in "abc"] for batch in batches]
+    assert batches.shape == (200 // 64, 64) and counts == [[38, 20, 6]] * 3
+
+
 @pytest.mark.parametrize(
     ("weights", "rows", "message"),
     [

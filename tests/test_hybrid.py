@@ -113,7 +113,7 @@ def test_a_query_s_own_document_is_gone_before_rankings_are_put_together(made):
         for kind, (mrr, ndcg) in slow(itself, 0.5, 60, 5, ignore).items():
             assert result.metrics[f"shapes-{kind}/mrr@10"] == pytest.approx(mrr, abs=1e-6), kind
             assert result.metrics[f"shapes-{kind}/ndcg@10"] == pytest.approx(ndcg, abs=1e-6), kind
-            assert result.protocol[f"shapes-{kind}"].get("ignore_identical_ids", False) is ignore
+            assert result.protocol[f"shapes-{kind}"]["ignore_identical_ids"] is ignore
         found[ignore] = result.metrics["shapes-hybrid/mrr@10"]
     assert found[True] > found[False]
 

@@ -259,6 +259,7 @@ def test_without_a_hub_the_task_is_named(embedder):
         ([{"sentence1": "a", "sentence2": "b", "score": "high"}], "row 1: score is a number, found 'high'"),
         ([{"sentence1": "a", "sentence2": "b", "score": 1}, {"sentence1": "a", "score": 1}], "row 2: no sentence2"),
         ([{"sentence1": "a", "sentence2": "b", "label": i} for i in range(3)], "labels of pairs are 0 and 1"),
+        ([{"sentences": ["a", "b"], "labels": [0, 1]}], r"row 1: text is one value a line, found \['a', 'b'\]"),
         ([], "no rows"),
     ],
 )

@@ -152,6 +152,16 @@ def test_what_is_equal():
     assert normalised("C++") != normalised("C#") != normalised("C")
     assert normalised("？！") == "？！" != normalised("…")
     assert normalised("劳动法，第一条。") == normalised("劳动法 第一条")
+    for one, other in (("वह गया", "वह गयी"), ("ที่", "ทิ"), ("I love it 😀", "I love it 😡")):
+        assert normalised(one) != normalised(other)
+    assert normalised("वह गया।") == normalised("वह गया!")
+
+
+def test_near_may_mean_equal():
+    near = Near(jaccard=1.0)
+    assert near.representatives(["a tree", "A tree!", "a tree."]) == dict.fromkeys(
+        ["a tree", "A tree!", "a tree."], "a tree"
+    )
 
 
 def near_pairs(texts, near):

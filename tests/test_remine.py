@@ -109,14 +109,15 @@ def test_a_run_that_goes_on_with_what_was_mined_does_not_mine_it_again(tmp_path,
     callback, trainer = Remine({}, {}, every=4), Stub()
     trainer.train_dataloader = Rows()
     (tmp_path / "mined").mkdir()
-    (tmp_path / "mined" / "step_4.jsonl").write_text('[7, ["a"]]\n')
+    ends = "one\u2028text\x85of several lines"
+    (tmp_path / "mined" / "step_4.jsonl").write_text(json.dumps([7, [ends]], ensure_ascii=False) + "\n")
     mined_at = []
     monkeypatch.setattr(callback, "_mine", lambda trainer, module: mined_at.append(trainer.global_step))
     callback.on_train_start(trainer, None)
     for step in (4, 4, 5, 8):
         trainer.global_step = step
         callback.on_train_batch_end(trainer, None, None, None, 0)
-    assert trainer.train_dataloader.given == {7: ["a"]} and mined_at == [8]
+    assert trainer.train_dataloader.given == {7: [ends]} and mined_at == [8]
 
 
 def test_texts_are_mined_under_their_rows_instructions(tmp_path, monkeypatch):

@@ -80,6 +80,13 @@ def test_bm25_search_is_a_full_sort_with_ties_by_row(k):
     assert rows[0, 0] == 0 and (k == 1 or rows[0, 1] == 4)  # the two equal documents
 
 
+def test_words_keep_their_vowel_signs_and_unspaced_alphabets_are_paired():
+    index = BM25(["हिन्दी किताब", "ภาษาไทย", "ಕನ್ನಡ ಭಾಷೆ"])
+    assert index.words("हिन्दी किताब, नयी।") == ["हिन्दी", "किताब", "नयी"]
+    assert index.words("ภาษา") == ["ภา", "าษ", "ษา"]
+    assert index.search(["किताब", "ไทย", "ಭಾಷೆ"], 1)[1].tolist() == [[0], [1], [2]]
+
+
 def test_bm25_stems_and_refuses():
     assert BM25(DOCUMENTS, stemmer="english").search(["dog"], 3)[1].tolist() == [[2, 1, -1]]
     with pytest.raises(UsageError, match="english"):

@@ -202,6 +202,23 @@ def test_the_verb_takes_all_rows_of_a_file(tmp_path, monkeypatch, capsys):
     assert sum(1 for _ in (out / "train.jsonl").open()) == 260
 
 
+def test_all_rows_of_a_mixture_and_all_documents_of_a_corpus_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["unitsphere"])
+    file, out = written(tmp_path, made(100, copies=False)), tmp_path / "mixed"
+    sources = ["+data@data.sources.one=pairs", f"data.sources.one.path={file}"]
+    verb.main(["data=mixture", *sources, f"out={out}", "queries=10", "dev=5", "near=null"])
+    assert sum(1 for _ in (out / "train.jsonl").open()) == 85
+    beir, again = tmp_path / "beir", tmp_path / "again"
+    (beir / "qrels").mkdir(parents=True)
+    for name in ("corpus", "queries"):
+        texts = ({"_id": f"{i}", "text": f"{name} number {i} {i * 7919}"} for i in range(60))
+        (beir / f"{name}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    grades = "".join(f"{i}\t{i}\t1\n" for i in range(30))  # of half of the documents
+    (beir / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + grades)
+    verb.main(["data=beir", f"data.path={beir}", f"out={again}", "queries=5", "dev=0", "near=null"])
+    assert sum(1 for _ in (again / "corpus.jsonl").open()) == 60
+
+
 def test_instructions_stay_as_they_were_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["unitsphere"])
     file, out = tmp_path / "records.jsonl", tmp_path / "mine"

@@ -124,6 +124,24 @@ def test_the_interval_of_a_mean_is_scipys(grid):
     assert found.effect == pytest.approx(deltas.mean() / deltas.std(ddof=1))
 
 
+def test_a_seed_with_several_runs_is_no_partner_of_one(grid):
+    sides = [by(grid, loss=loss) for loss in ("simcse", "infonce")]  # two poolings a seed
+    made_of_all = difference(*sides, f"test/{METRIC}", f"test/{METRIC}")
+    assert made_of_all.value > 0 and made_of_all.low is not None
+    assert made_of_all.p_seeds is None and made_of_all.effect is None
+    whole = [by(grid, loss=loss, pooling="cls") for loss in ("simcse", "infonce")]
+    assert difference(*whole, f"test/{METRIC}", f"test/{METRIC}").p_seeds is not None
+
+
+def test_without_a_metric_it_is_the_first_primary_that_there_is(grid):
+    folder = grid / "a_bench"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"status": "done"}))
+    (folder / "metrics.json").write_text("{}")
+    (folder / "config.yaml").write_text("{}")
+    assert sheet(find([grid])).columns == (METRIC,)
+
+
 def test_p_of_equal_models_is_that_of_a_paired_t_test(tmp_path):
     a, b = ([read] for read in find([made(tmp_path, "x", level=0.50), made(tmp_path, "yy", level=0.50)]))
     found = difference(a, b, f"test/{METRIC}", f"test/{METRIC}")

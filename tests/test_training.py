@@ -31,6 +31,7 @@ from unitsphere.report.records import read
 from unitsphere.runs import Run
 from unitsphere.training import trainer as training
 from unitsphere.training.alarm import CollapseAlarm
+from unitsphere.training.module import EmbeddingModule
 from unitsphere.training.optim import AdamW, PagedAdamW8bit, parameter_groups
 from unitsphere.training.run import check_needs, train
 from unitsphere.training.selection import Selection
@@ -80,6 +81,32 @@ def test_a_run_learns_and_leaves_a_readable_folder(finished):
     assert info["data"]["train"]["rows"] == 96 and len(info["data"]["test"]["sha256"]) == 64
     assert info["versions"]["torch"] == torch.__version__
     assert finished.config.trainer.threads >= 1 and finished.config.trainer.precision == "32-true"
+
+
+def test_a_last_step_that_is_the_best_is_scored_by_query_too(pairs, tmp_path):
+    run = run_here(pairs, tmp_path, "select=last", "trainer.max_steps=2")
+    last, test = (pd.read_parquet(run.folder / "scores" / stage / "pairs.parquet") for stage in ("last", "test"))
+    pd.testing.assert_frame_equal(last, test)
+
+
+def test_a_run_that_was_cut_in_its_last_look_at_dev_looks_again(pairs, tmp_path, monkeypatch):
+    settings = ("callbacks.selection.every=8", "callbacks.selection.save_every=6")
+    whole = run_here(pairs, tmp_path / "whole", *settings)
+    score, looked = EmbeddingModule.score_dev, []
+
+    def cut(self):
+        looked.append(self.trainer.global_step)
+        if looked == [0, 8, 12]:
+            raise RuntimeError("cut")
+        return score(self)
+
+    monkeypatch.setattr(EmbeddingModule, "score_dev", cut)
+    run = start(composed(*overrides(pairs, tmp_path / "cut", *settings)), [], {})
+    with pytest.raises(RuntimeError, match="cut"):
+        train(run.config, run)
+    train(run.config, run)
+    assert looked == [0, 8, 12, 12]
+    assert (run.info["looks"], run.metrics) == (whole.info["looks"], whole.metrics)
 
 
 def test_the_saved_model_is_the_best_checkpoint(finished):
@@ -226,7 +253,11 @@ def test_biases_and_norms_do_not_decay():
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
-    [("linear", [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]), ("constant_with_warmup", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0])],
+    [
+        ("linear", [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]),
+        ("constant_with_warmup", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
+        ("constant", [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]),
+    ],
 )
 def test_schedules(schedule, expected):
     optimizer, scheduler = AdamW(lr=1.0, schedule=schedule, warmup=1 / 3)(nn.Linear(2, 2), 6)

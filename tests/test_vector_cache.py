@@ -14,6 +14,7 @@ from making import model
 from unitsphere import paths
 from unitsphere.cli.evaluate import evaluate
 from unitsphere.digest import tokenizer_identity
+from unitsphere.encoders.fake_quant import add_fake_quant
 from unitsphere.evaluation.stored import StoredEmbed, remembered
 from unitsphere.training.module import EmbeddingModule
 from unitsphere.types import Result
@@ -72,6 +73,8 @@ def test_the_identity_is_that_of_everything_that_decides_a_vector():
     changed["prompts"].prompts["query"] = "ask: "
     changed["tokenizer"] = model(dropout=0)
     changed["tokenizer"].encoder.tokenizer.add_tokens(["anothertoken"])
+    changed["rounded"] = model(dropout=0)
+    add_fake_quant(changed["rounded"].encoder.model)
     changed["length"] = model(dropout=0)
     changed["length"].encoder.max_length -= 1
     identities = {name: other.identity() for name, other in changed.items()}

@@ -79,6 +79,8 @@ class OptunaSweeper(Sweeper):
             ) from None
 
         assert self.config is not None and self.launcher is not None and self.hydra_context is not None  # by setup
+        if self.config.select == "last":
+            raise UsageError("hydra/sweeper=optuna: dev has to score the trials, and select=last looks at none of it")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unitsphere.digest import digest, tokenizer_identity
+from unitsphere.encoders.fake_quant import FakeQuantLinear
 from unitsphere.encoders.side_by_side import side_by_side
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.model import Model
@@ -105,6 +106,7 @@ class Embedder(nn.Module, Model):
         return next(self.parameters()).dtype
 
     def protocol(self) -> dict[str, Any]:
+        rounded = ", rounded to int8" if any(isinstance(m, FakeQuantLinear) for m in self.encoder.modules()) else ""
         return {
             "pooling": type(self.pooling).__name__,
             "normalize": self.normalize,
@@ -112,7 +114,7 @@ class Embedder(nn.Module, Model):
             **({"default_prompt": self.default_prompt} if self.default_prompt is not None else {}),
             "pool_prompt": self.pool_prompt,
             "max_length": self.encoder.max_length,
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": str(self.dtype).removeprefix("torch.") + rounded,
             **({"windows": self.windows.protocol()} if self.windows is not None else {}),
         }
 

@@ -4,18 +4,19 @@ Papers: Broder 1997, resemblance and MinHash, https://doi.org/10.1109/SEQUEN.199
 duplicates in training data, https://arxiv.org/abs/2107.06499. Code: https://github.com/ekzhu/datasketch
 """
 
-import re
 import unicodedata
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
+import regex
 from datasketch import MinHash, MinHashLSH
 
 from unitsphere.errors import UsageError
 
-FOLDED = re.compile(r"[^\w+#=<>%$]+")  # not the signs that tell C from C++ and C#
+# Not vowel signs, which regex counts as parts of words, nor pictographs, nor the signs that tell C from C++ and C#.
+FOLDED = regex.compile(r"[^\w\p{So}+#=<>%$]+")
 PERMUTATIONS = 128
 
 
@@ -114,7 +115,7 @@ class Near:
 
     def _index(self) -> MinHashLSH:
         # Weighed towards finding too much, since the similarity is computed afterwards.
-        return MinHashLSH(threshold=self.jaccard, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
+        return MinHashLSH(threshold=min(self.jaccard, 0.99), num_perm=PERMUTATIONS, weights=(0.1, 0.9))
 
     def _hashed(self, texts: Iterable[str]) -> Iterator[MinHash]:
         return MinHash.generator(map(self.shingles, texts), num_perm=PERMUTATIONS, hashfunc=_hash)
@@ -125,6 +126,8 @@ def normalised(text: str) -> str:
 
     >>> normalised("Sort “the” ARRAY…")
     'sort the array'
+    >>> normalised("वह गया।") == normalised("वह गयी")
+    False
     """
     return FOLDED.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip() or text
 

@@ -20,6 +20,7 @@ from unitsphere.errors import UsageError
 from unitsphere.runs import Run, stamped, write
 
 SHARED = ("data", "preparation", "seed")  # what a stage that does not train takes of the overrides for all
+BEGINS = ("init", "encoder.path")  # what a stage begins with; one that says so itself takes neither of those for all
 
 PAGE = """unitsphere chain NAME [key=value …] [STAGE.key=value …]
 unitsphere chain resume=FOLDER
@@ -103,15 +104,28 @@ def begin(name: str, typed: Sequence[str]) -> Path:
 
 
 def shared(stage: Sequence[str], everywhere: Sequence[str]) -> list[str]:
-    """What a stage takes of the overrides that are for all: one that does not train knows SHARED only."""
+    """What a stage takes of the overrides that are for all: one that does not train knows SHARED only, and one that
+    says what it begins with keeps to that."""
     if verb(stage) == "train":
-        return list(everywhere)
+        left_out = BEGINS if any(key(o) in BEGINS for o in stage) else ()
+        own = any(key(o) == "init" for o in stage)
+        return [o for o in everywhere if key(o) not in left_out and not (own and brought(o))]
     return [o for o in everywhere if group(o) in SHARED]
+
+
+def key(override: str) -> str:
+    """What an override changes: +data@data.sources.a=b -> data@data.sources.a."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def group(override: str) -> str:
     """The group, or first part of the key, that an override changes: +data@data.sources.a=b, data.path=c -> data."""
-    return override.lstrip("+~").partition("=")[0].partition(".")[0].partition("@")[0]
+    return key(override).partition(".")[0].partition("@")[0]
+
+
+def brought(override: str) -> bool:
+    """Whether an override says what `init` brings with it."""
+    return group(override) in ("pooling", "embedder") or key(override) in ("encoder.path", "encoder.max_length")
 
 
 def verb(stage: Sequence[str]) -> str:
@@ -121,7 +135,7 @@ def verb(stage: Sequence[str]) -> str:
 
 def last_of_each_key(overrides: Sequence[str]) -> list[str]:
     """Overrides where what comes later wins; Hydra refuses a group that is chosen twice."""
-    return list({o.partition("=")[0].lstrip("+~"): o for o in overrides}.values())
+    return list({key(o): o for o in overrides}.values())
 
 
 def command(stage: str, overrides: Sequence[str], folder: Path, done: Mapping[str, Path]) -> list[str]:
@@ -162,7 +176,7 @@ def carry_out(folder: Path, stages: Mapping[str, Sequence[str]]) -> dict[str, Ru
             started = run is not None and (run.folder / "checkpoints" / "last.ckpt").exists()
             line = command(stage, overrides, folder, {name: done.folder for name, done in runs.items()})
             if run is not None and started:
-                line[4:] = [f"resume={run.folder}"]
+                line[4:] = [hydra_app.quoted(f"resume={run.folder}")]
             ended = subprocess.run(line)
             if ended.returncode:
                 raise UsageError(f"stage {stage} failed; mend it and go on with: unitsphere chain resume={folder}")

@@ -137,7 +137,9 @@ def _regressions(
         for task, of_task in kept.items():
             cut = getattr(of_task, "max_length", None)
             length = f", cut to {cut} tokens: eval.bad_cases.max_length={cut}" if cut else ""
-            show(f"  {task}: {len(lost[task][1])}{length}")
+            stamp = (b.info.get("protocol") or {}).get(task, {})
+            own = ", eval.bad_cases.ignore_identical_ids=true" if stamp.get("ignore_identical_ids") else ""
+            show(f"  {task}: {len(lost[task][1])}{length}{own}")
 
 
 def _sets(record: "Record", stage: str, tasks: Sequence[str]) -> "Sequence[RetrievalSet]":

@@ -62,13 +62,15 @@ def evaluate(config: DictConfig, parent: Path) -> Run:
         raise UsageError("eval is empty: choose what to score, e.g. eval=retrieval or eval=[sts,retrieval]")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     embedder.to(device)
+    began, seconds = provenance(), config.get("eval_seconds")
+    with embedder.counting() as read:
+        result = score(evaluators, remembered(embedder, config.get("vector_cache") or 0), seconds)
+    if not result.protocol:
+        raise UsageError(f"what eval names ({', '.join(config.eval)}) has nothing to score on {config.split}")
     run = Run.create(parent, stamped("eval"))
     write(run.folder / "config.yaml", OmegaConf.to_yaml(config))
-    run.note(**provenance(), status="running", device=device, threads=config.threads, embedder=embedder.protocol())
+    run.note(**began, status="running", device=device, threads=config.threads, embedder=embedder.protocol())
     with run.lock():
-        seconds = config.get("eval_seconds")
-        with embedder.counting() as read:
-            result = score(evaluators, remembered(embedder, config.get("vector_cache") or 0), seconds)
         run.note_cut(config.split, read, "The evaluator's max_length")
         for line in remarks(result, seconds):
             table.show(line)

@@ -12,7 +12,7 @@ from unitsphere.cli import hydra_app
 from unitsphere.cli.train import settle
 from unitsphere.errors import UsageError
 from unitsphere.report import costs
-from unitsphere.runs import Run, cell
+from unitsphere.runs import Run
 
 USAGE = """unitsphere plan ARGUMENTS OF train.py
 
@@ -49,9 +49,8 @@ def main(arguments: Sequence[str]) -> None:
 
         hydra = HydraConfig.get()
         made = hydra_app.resolved(config)
-        settle(made, at_once)
+        name = settle(made, at_once)
         choices = {group: option for group, option in hydra.runtime.choices.items() if "/" not in group}
-        name = cell(made)
         planned[name] = Planned(made, choices, tuple(hydra.overrides.task), name)
 
     away = tempfile.mkdtemp(prefix="unitsphere-plan-")

@@ -27,15 +27,18 @@ def job(config: DictConfig) -> None:
         raise UsageError(f"{folder} is there already; out= names a new folder.")
     if config.queries < 1 or config.dev < 0:
         raise UsageError(f"queries={config.queries}, dev={config.dev}: 1 or more, and 0 or more would fit.")
-    if "held_out" in config.data:
-        config.data.held_out = 0  # all of the file is divided here
-    if "instruction_format" in config.data:
-        config.data.instruction_format = "{}"  # whoever trains on the rows formats them
+    for node in (config.data, *(config.data.get("sources") or {}).values()):
+        if "held_out" in node:
+            node.held_out = 0  # all of the file is divided here
+        if "instruction_format" in node:
+            node.instruction_format = "{}"  # whoever trains on the rows formats them
     same = {"equal": Exact()} | ({} if config.near is None else {"near": Near(config.near, config.shingle)})
     counts = {"test": config.queries} | ({"dev": config.dev} if config.dev else {})
-    division = divide(build(config.data).splits.train, counts, same, config.stratify, config.seed)
+    data = build(config.data)
+    rows = data.splits.train
+    division = divide(rows, counts, same, config.stratify, config.seed)
     about = {key: config[key] for key in ("seed", "stratify", "near", "shingle")} | {"path": config.data.get("path")}
-    said = write(division, folder, about)
+    said = write(division, folder, about, data.corpus(rows))
     held = ", ".join(f"{said[split]['queries']} {split} queries" for split in counts)
     dropped = " and ".join(f"{count} {reason}" for reason, count in said["dropped"].items())
     table.show(

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import compress, hydra_app, sweep
+from unitsphere.cli.chain import brought
 from unitsphere.errors import Pruned, UsageError
 from unitsphere.runs import Run, cell, stamped, write
 
@@ -106,12 +107,13 @@ def start(
         folder: Of the sweep of which this run is a cell, if it is; the cell is there already where it was run before.
         at_once: Runs that share this machine's cores.
     """
-    settle(config, at_once)
+    check_init(config, overrides)
     compress.check(config)
+    name = settle(config, at_once)
     if folder is None:
         run = Run.create(Path(config.outputs) / config.name, stamped(f"s{config.seed}"))
     else:
-        run = Run(folder / cell(config))
+        run = Run(folder / name)
         run.folder.mkdir(parents=True, exist_ok=True)
         if (run.folder / "run.json").exists():
             return known(run, overrides)
@@ -133,12 +135,30 @@ def known(run: Run, overrides: list[str]) -> Run:
     return run
 
 
-def settle(config: DictConfig, at_once: int = 1) -> None:
-    """Replace what depends on where it is typed: `auto` settings and relative paths. Changes the configuration."""
+def settle(config: DictConfig, at_once: int = 1) -> str:
+    """Replace what depends on where it is typed: relative paths, then `auto` settings. Changes the configuration.
+
+    Returns:
+        Its name as a cell of a sweep, which is the same on every machine.
+    """
     from unitsphere.training.trainer import make_concrete
 
-    make_concrete(config, at_once)
     hydra_app.make_absolute(config)
+    name = cell(config)
+    make_concrete(config, at_once)
+    return name
+
+
+def check_init(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Raises:
+    UsageError: The run begins with a model, and something was typed that this brings with it.
+    """
+    typed = [override for override in overrides if brought(override)]
+    if config.init is not None and typed:
+        raise UsageError(
+            f"{' '.join(typed)}: with init= the model brings its pooling, projection, prompts and longest input; leave "
+            "it out, or begin with the encoder alone: encoder=hub encoder.path=…"
+        )
 
 
 def joined() -> Run | None:

@@ -15,8 +15,9 @@ from unitsphere.types import RetrievalSet
 class Mixture(Data):
     """The rows of all sources, with a column `task` that holds the source's name.
 
-    Dev and test are the first source's. A column that only some sources have is left out; batches of one task
-    (`sampler=task_homogeneous`) keep a task's negatives its own. All rows are in memory.
+    Dev and test are the first source's. What another holds out is not trained on either, so that it can be scored by
+    itself (`data.sources.NAME.held_out=0` trains on it). A column that only some sources have is left out; batches of
+    one task (`sampler=task_homogeneous`) keep a task's negatives its own. All rows are in memory.
 
     Args:
         sources: Task -> data set; their batch size and lengths are not used.

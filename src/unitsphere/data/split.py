@@ -7,7 +7,7 @@ https://arxiv.org/abs/2008.02637 (what scores are worth where test and training 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -126,16 +126,17 @@ def strata(rows: Rows, column: str | None) -> dict[str, str]:
     return values
 
 
-def write(division: Division, folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+def write(division: Division, folder: Path, about: Mapping[str, Any], documents: Sequence[str] = ()) -> dict[str, Any]:
     """Write corpus.jsonl, queries.jsonl, qrels/, train.jsonl and split.json; the folder appears whole or not at all.
 
-    The corpus is every positive and negative of all rows, those of training included. Instructions stay with the rows
-    of training; a BEIR folder has no place for those of its queries and documents, and split.json says so.
+    The corpus is `documents` and every positive and negative of all rows, those of training included. Instructions stay
+    with the rows of training; a BEIR folder has no place for those of queries and documents, and split.json says so.
 
     Args:
         division: What to write.
         folder: Must not be there.
         about: More for split.json.
+        documents: Texts of the corpus, judged or not.
 
     Returns:
         What is in split.json.
@@ -147,16 +148,17 @@ def write(division: Division, folder: Path, about: Mapping[str, Any]) -> dict[st
         raise UsageError(f"{folder} is there already; out= names a new folder.")
     rows, train = division.rows, division.rows.take(division.train)
     negatives = [text for several in rows.negative or () for text in several]
-    documents = {text: f"d{i}" for i, text in enumerate(dict.fromkeys([*(rows.positive or ()), *negatives]))}
+    texts = dict.fromkeys([*documents, *(rows.positive or ()), *negatives])
+    numbered = {text: f"d{i}" for i, text in enumerate(texts)}
     asked = {split: [(rows.anchor[i], (rows.positive or ())[i]) for i in held] for split, held in division.held.items()}
     queries = {text: f"q{i}" for i, text in enumerate(dict.fromkeys(q for pairs in asked.values() for q, _ in pairs))}
     answers = {answer for pairs in asked.values() for _, answer in pairs}
-    corpus = {i: text for text, i in documents.items()}
+    corpus = {i: text for text, i in numbered.items()}
     sets = {}
     for split, pairs in asked.items():
         qrels: dict[str, dict[str, int]] = {queries[query]: {} for query, _ in pairs}
         for query, answer in pairs:
-            qrels[queries[query]][documents[answer]] = 1
+            qrels[queries[query]][numbered[answer]] = 1
         sets[split] = RetrievalSet(folder.name, corpus, {queries[query]: query for query, _ in pairs}, qrels)
     given = {name: values for name in COLUMNS if (values := getattr(train, name)) is not None}
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +169,7 @@ def write(division: Division, folder: Path, about: Mapping[str, Any]) -> dict[st
         report = {
             **about,
             "rows": {"rows": len(rows), "sha256": rows.fingerprint},
-            "documents": len(documents),
+            "documents": len(numbered),
             **{
                 split: {"queries": len({rows.anchor[i] for i in held}), "rows": len(held)}
                 for split, held in division.held.items()

@@ -41,8 +41,9 @@ def tokenize(texts: Sequence[str], encoder: Any, max_length: int, cache: Path) -
         sequences = [sequence for chunk, _ in chunks for sequence in chunk]
         offsets = np.cumsum([0, *map(len, sequences)])
         # One array holds everything: number of texts, of texts cut, offsets, ids.
+        kind = np.min_scalar_type(-int(offsets[-1]) - 2**16)  # int32, unless offsets are larger
         cut = sum(of_chunk for _, of_chunk in chunks)
-        packed = np.concatenate([[len(sequences), cut], offsets, *sequences]).astype(np.int32)
+        packed = np.concatenate([[len(sequences), cut], offsets, *sequences]).astype(kind)
         file.parent.mkdir(parents=True, exist_ok=True)
         part = file.with_suffix(f".{os.getpid()}")
         with part.open("wb") as out:

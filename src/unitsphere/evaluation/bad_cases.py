@@ -28,13 +28,19 @@ class BadCases:
         own: Not used; every evaluator is offered the run's own queries.
         path: The folder: BEIR folders for retrieval, `<task>-<name>.jsonl` for scored pairs.
         max_length: Tokens kept; None is the encoder's limit.
+        ignore_identical_ids: As for `Retrieval`.
 
     Raises:
         UsageError: The folder has no such sets.
     """
 
     def __init__(
-        self, split: str, own: RetrievalSet | None = None, path: str = "bad_cases", max_length: int | None = None
+        self,
+        split: str,
+        own: RetrievalSet | None = None,
+        path: str = "bad_cases",
+        max_length: int | None = None,
+        ignore_identical_ids: bool = False,
     ):
         folder = Path(path).expanduser()
         if not folder.is_dir():
@@ -43,7 +49,10 @@ class BadCases:
         if split == "dev":
             return
         sets = sorted(file.parent for file in folder.glob("*/queries.jsonl"))
-        self.evaluators += [Retrieval("test", path=str(one), max_length=max_length) for one in sets]
+        self.evaluators += [
+            Retrieval("test", path=str(one), max_length=max_length, ignore_identical_ids=ignore_identical_ids)
+            for one in sets
+        ]
         pairs = {file.stem.removeprefix("sts-"): file.name for file in sorted(folder.glob("*-*.jsonl"))}
         if pairs:
             self.evaluators.append(STS("test", pairs, {"bad": {}}, {}, "bad", str(folder), max_length))

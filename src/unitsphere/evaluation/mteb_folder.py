@@ -163,6 +163,11 @@ def _columns(rows: Mapping[str, list[dict[str, Any]]], columns: Sequence[str], f
             empty = [column for column in columns if row.get(column) is None]
             if empty:
                 raise UsageError(f"{folder}, {split}, row {number}: no {empty[0]} in {row}")
+            several = [column for column in columns if isinstance(row[column], list | dict)]
+            if several:
+                raise UsageError(
+                    f"{folder}, {split}, row {number}: {several[0]} is one value a line, found {row[several[0]]!r}"
+                )
             if "score" in columns and not _is_number(row["score"]):
                 raise UsageError(f"{folder}, {split}, row {number}: score is a number, found {row['score']!r}")
     labels = sorted({row["label"] for table in rows.values() for row in table}) if "label" in columns else []

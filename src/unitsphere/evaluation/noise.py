@@ -112,7 +112,7 @@ class Synonyms:
 
     def __call__(self, text: str, random: Random) -> str:
         def other(match: re.Match[str]) -> str:
-            choice: str = random.choice(self.table[match.group().casefold()])
+            choice: str = random.choice(self.table.get(match.group().casefold(), [match.group()]))  # Turkish i
             return choice if random.random() < self.rate else match.group()
 
         return self.pattern.sub(other, text)

@@ -138,11 +138,12 @@ def stamp(of: RetrievalSet, scored: int, index: str, ignore: bool = False) -> di
     """The protocol of a search of a set, by an index of that name, with `scored` of its queries."""
     empty = sum(not text.strip() for texts in (of.corpus, of.queries) for text in texts.values())
     stopped = f"{scored:,} of {len(of.queries):,} queries" if scored < len(of.queries) else None
-    noted = {"unanswerable": of.unanswerable, "empty": empty, "stopped": stopped, "ignore_identical_ids": ignore}
+    noted = {"unanswerable": of.unanswerable, "empty": empty, "stopped": stopped}
     fixed = {
         "kind": "retrieval",
         "similarity": "cosine",
         "search": f"{index}, {DEPTH} deep",
+        "ignore_identical_ids": ignore,
         "max_length": of.max_length,
         "queries": scored,
         "documents": len(of.corpus),
@@ -160,8 +161,8 @@ def own_or_path(split: str, own: RetrievalSet | None, path: str | None, max_leng
     chosen = own if path is None else beir.read(path, split)
     if chosen is None:
         raise UsageError(
-            f"eval: the data has no {split} queries to score. Name a BEIR folder with eval.retrieval.path=…, choose "
-            "data that has queries (docstrings, pairs, triplets, beir), or score something else, e.g. eval=sts"
+            f"eval: the data has no {split} queries to score. Choose data with some (docstrings, pairs, triplets, "
+            "beir), a BEIR folder with eval=retrieval eval.retrieval.path=…, or score something else, e.g. eval=sts"
         )
     return replace(chosen, max_length=max_length or chosen.max_length)
 

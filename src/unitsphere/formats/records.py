@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def records(path: str, header: bool = True) -> Iterator[tuple[int, dict[Any, Any
     except UnicodeDecodeError as error:
         with opener(file, "rb") as lines:
             raise UsageError(f"{file}{_not_utf8(lines)}. Save it as UTF-8.") from error
-    except (gzip.BadGzipFile, EOFError, csv.Error) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, csv.Error) as error:
         raise UsageError(f"{file}: not readable as {kind[1:]} ({error}).") from error
 
 

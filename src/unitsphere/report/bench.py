@@ -30,8 +30,9 @@ def summary(turns: pd.DataFrame, baseline: str, primary: str) -> pd.DataFrame:
     numbers = [c for c in turns.columns if c not in ("round", "contender", "dtype")]
     grouped = turns.groupby("contender")
     table = grouped[numbers].median().loc[names]
-    table.insert(1, "from", grouped[primary].min())
-    table.insert(2, "to", grouped[primary].max())
+    after = numbers.index(primary) + 1
+    table.insert(after, "from", grouped[primary].min())
+    table.insert(after + 1, "to", grouped[primary].max())
     return table
 
 

@@ -145,7 +145,8 @@ def sheet(
 
 def _metrics(records: Sequence[Record], wanted: Sequence[str]) -> list[str]:
     have = list(dict.fromkeys(name for r in records for name in r.metrics))
-    patterns = [p for w in (wanted or [records[0].info.get("primary") or ""]) for p in (STS if w == "sts" else (w,))]
+    primary = next((name for r in records if (name := r.info.get("primary"))), "")
+    patterns = [p for w in (wanted or [primary]) for p in (STS if w == "sts" else (w,))]
     found: list[str] = []
     for pattern in patterns:
         stages = ("", "test/") if pattern.partition("/")[0] in ("test", "before", "last", "dev") else ("test/",)

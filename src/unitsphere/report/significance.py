@@ -33,7 +33,8 @@ class Difference:
         value: The difference of the means over seeds.
         low, high: Its 95% interval over resampled queries or pairs; None where there are no per-item scores.
         p_items: Two-sided, from the same resampling.
-        p_seeds: Of a paired t-test over the seeds that both have; None with fewer than two.
+        p_seeds: Of a paired t-test over the seeds that both have; None with fewer than two, and where a seed has
+            several runs, of which none is the other's partner.
         effect: Cohen's d over these seeds: mean difference / standard deviation of the differences.
     """
 
@@ -65,7 +66,7 @@ def difference(a: Sequence[Record], b: Sequence[Record], metric_a: str, metric_b
         tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
         p_items = float(min(1.0, 2 * (tail + 1) / (RESAMPLES + 1)))
     common = sorted(x.keys() & y.keys(), key=str)
-    if len(common) > 1:
+    if len(common) > 1 and (len(x), len(y)) == (len(a), len(b)):
         deltas = np.array([y[seed] - x[seed] for seed in common])
         if deltas.std(ddof=1) > 0:
             p_seeds = float(stats.ttest_1samp(deltas, 0).pvalue)

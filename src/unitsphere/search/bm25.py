@@ -5,19 +5,21 @@ BM25S, https://arxiv.org/abs/2407.03618 (the index); Kamphuis et al. 2020, Which
 """
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import bm25s
 import numpy as np
+import regex
 import Stemmer
 
 from unitsphere.errors import UsageError
-from unitsphere.scripts import HANGUL, SPACELESS
+from unitsphere.scripts import HANGUL, SPACELESS, UNSPACED
 
-# Runs of Han, kana and Hangul become overlapping pairs, as in Lucene's CJKAnalyzer.
-WORD = re.compile(rf"([{SPACELESS}{HANGUL}]+)|[^\W{SPACELESS}{HANGUL}]+")
+# Runs of Han, kana and Hangul become overlapping pairs, as in Lucene's CJKAnalyzer; so do Thai and its kin. A word of
+# other scripts has its vowel signs, which `re` would cut it at.
+PAIRED = SPACELESS + HANGUL + UNSPACED
+WORD = regex.compile(rf"([{PAIRED}]+)|[^\W{PAIRED}]+")
 
 
 class BM25:

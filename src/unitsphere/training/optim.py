@@ -64,7 +64,8 @@ class AdamW:
                 )
             steps = 1
         optimizer = self.over(parameter_groups(module, self.weight_decay))
-        scheduler = get_scheduler(self.schedule, optimizer, round(self.warmup * steps), int(steps))
+        name = "constant_with_warmup" if self.schedule == "constant" else self.schedule  # the former would rise at once
+        scheduler = get_scheduler(name, optimizer, round(self.warmup * steps), int(steps))
         return optimizer, scheduler
 
     def over(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -60,8 +60,8 @@ class Remine(pl.Callback):
         self._mined_at = trainer.global_step // self.every * self.every
         file = self._file(trainer, self._mined_at)
         if file.exists():  # the run was cut since
-            mined = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            _batches(trainer).set_negatives(dict(mined))
+            with file.open(encoding="utf-8") as lines:  # which end at line feeds alone, unlike `splitlines`
+                _batches(trainer).set_negatives(dict(map(json.loads, lines)))
         else:
             self._mine(trainer, module)
 

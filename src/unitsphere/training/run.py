@@ -177,6 +177,7 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     run.note(protocol=result.protocol, primary=result.primary)
     if selection.best_step == trainer.global_step:
         run.add_metrics({f"last/{k}": v for k, v in result.metrics.items()})
+        run.add_items("last", result.items)
     return run.metrics
 
 

@@ -56,7 +56,7 @@ class Selection(Checkpoint):
         if step == self._last_seen:  # an accumulation step: no optimiser step was made
             return
         self._last_seen = step
-        look = step % self._interval == 0
+        look = step % self._interval == 0 or step == trainer.estimated_stepping_batches
         if look:
             self._look(trainer, module)
         if look or step % self.save_every == 0:

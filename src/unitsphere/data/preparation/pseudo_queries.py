@@ -37,7 +37,7 @@ class PseudoQueries:
         def ask(document: str) -> list[str]:
             return [my_model(f"Which question does this text answer? {document}")]
 
-        python train.py loss=infonce data=text data.path=manuals.txt preparation=pseudo_queries \\
+        python train.py loss=infonce data=text data.path=manuals.txt eval=sts preparation=pseudo_queries \\
           preparation.pseudo_queries.function=mine:ask
 
     Args:

@@ -44,7 +44,8 @@ class Mixed:
         if unknown:
             known = ", ".join(dict.fromkeys(task)) or "none; data=mixture has tasks"
             raise UsageError(f"sampler.weights: no task {sorted(unknown)[0]!r} in the data; known: {known}")
-        quotas = {name: round(weight * batch_size) for name, weight in self.weights.items()}
+        ends = np.round(batch_size * np.cumsum([0.0, *self.weights.values()])).astype(int)  # so that 1 in all is all
+        quotas = dict(zip(self.weights, np.diff(ends).tolist(), strict=True))
         members = {name: np.flatnonzero(task == name) for name in quotas}
         for name, quota in quotas.items():
             if not 0 < quota <= len(members[name]):
