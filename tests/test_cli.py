@@ -34,6 +34,7 @@ TINY = ["encoder=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu"]
         (["train", "encoder=bert_base", "data=pairs", "data.path={pairs}", "data.batch_size=4"], ["bert-base-uncased: no such folder"]),
         (["train", *TINY, "data=pairs", "data.path={pairs}", "data.batch_size=400"], ["do not fill one batch of 400"]),
         (["train", *TINY, "data=pairs", "data.path={pairs}", "optim.schedule=wavy"], ["optim.schedule=wavy"]),
+        (["train", "-m", "hydra/sweeper=optuna", *TINY, "data=pairs", "data.path={pairs}", "select=last", "optim.lr=1e-5,1e-4"], ["dev has to score the trials"]),
         (["train", "resume=/no/run"], ["not a run folder"]),
         (["evaluate", "encoder=tiny", "eval=geometry", "eval.geometry.path={beir}"], ["no BEIR data set"]),
         (["evaluate", "encoder=tiny", "eval=retrieval"], ["no test queries"]),
