@@ -82,7 +82,7 @@ class Study:
         return Path(outputs) / "studies" / self.folder.resolve().name
 
     def runs(self, outputs: str) -> "list[Record]":
-        """The runs that are there and that study.yaml asks for."""
+        """The runs that are there and that study.yaml asks for, in the order of runs.csv."""
         from unitsphere.report.records import read
 
         found = []
@@ -91,7 +91,7 @@ class Study:
             for file in sorted((self.place(outputs) / name).glob("*/run.json")):
                 if tuple(sorted(sweep.typed(file.parent))) in asked:
                     found.append(read(file.parent))
-        return found
+        return sorted(found, key=lambda record: str(record.folder))
 
 
 def main(arguments: Sequence[str]) -> None:
