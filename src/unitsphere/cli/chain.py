@@ -26,8 +26,8 @@ PAGE = """unitsphere chain NAME [key=value …] [STAGE.key=value …]
 unitsphere chain resume=FOLDER
 
 Runs the stages of conf/chain/NAME.yaml, or of NAME where that is a file, one after another. key=value goes to every
-stage that trains, data, preparation and seed to one that mines too, STAGE.key=value to that stage. init and encoder.path
-go only to a stage that does not say itself what it begins with. FOLDER is that of a chain which was cut.
+stage that trains, data, preparation and seed to one that mines too, STAGE.key=value to that stage. init and
+encoder.path go only to a stage that does not say itself what it begins with. FOLDER is that of a chain which was cut.
 
   unitsphere chain domain_adaptation data=docstrings mlm.trainer.max_steps=200 contrastive.trainer.max_steps=60
   unitsphere chain domain_adaptation data=pairs data.path=tickets.csv seed=2
