@@ -34,6 +34,12 @@ def test_a_preparation_for_all_stages_stands_before_what_was_mined(tmp_path, mon
     assert verb == "mine" and list(composed(*mine, root="mine").preparation) == ["exact_duplicates", "whitespace"]
 
 
+def test_a_stage_that_says_what_its_model_brings_is_refused_before_the_first_runs(tmp_path):
+    with pytest.raises(UsageError, match="stage hard: pooling=cls: with init= the model brings"):
+        chain.begin("domain_adaptation", ["data=docstrings", f"outputs={tmp_path}/out", "hard.pooling=cls"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_model_for_all_stages_begins_the_first_and_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(chain, "check", lambda _: None)
     typed = ["encoder=hub", "encoder.path=/models/x", "pooling=cls", "init=outputs/run", "data=docstrings"]

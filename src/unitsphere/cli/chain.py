@@ -128,6 +128,18 @@ def brought(override: str) -> bool:
     return group(override) in ("pooling", "embedder") or key(override) in ("encoder.path", "encoder.max_length")
 
 
+def check_init(init: str | None, overrides: Sequence[str]) -> None:
+    """Raises:
+    UsageError: A run begins with a model, and something was typed that this brings with it.
+    """
+    typed = [override for override in overrides if brought(override)]
+    if init is not None and typed:
+        raise UsageError(
+            f"{' '.join(typed)}: with init= the model brings its pooling, projection, prompts and longest input; leave "
+            "it out, or begin with the encoder alone: encoder=hub encoder.path=…"
+        )
+
+
 def verb(stage: Sequence[str]) -> str:
     """What a stage runs."""
     return stage[0] if stage and "=" not in stage[0] else "train"
@@ -153,6 +165,10 @@ def check(stages: Mapping[str, Sequence[str]]) -> None:
     """
     done: dict[str, Path] = {}
     for stage, overrides in stages.items():
+        try:
+            check_init(next((o for o in overrides if key(o) == "init"), None), overrides)
+        except UsageError as error:
+            raise UsageError(f"stage {stage}: {error}") from error
         line = [*command(stage, overrides, Path("outputs"), done), "--cfg", "job", "--resolve"]
         composed = subprocess.run(line, capture_output=True, text=True)
         if composed.returncode:

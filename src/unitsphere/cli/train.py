@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import compress, hydra_app, sweep
-from unitsphere.cli.chain import brought
+from unitsphere.cli.chain import check_init
 from unitsphere.errors import Pruned, UsageError
 from unitsphere.runs import Run, cell, stamped, write
 
@@ -107,7 +107,7 @@ def start(
         folder: Of the sweep of which this run is a cell, if it is; the cell is there already where it was run before.
         at_once: Runs that share this machine's cores.
     """
-    check_init(config, overrides)
+    check_init(config.init, overrides)
     compress.check(config)
     name = settle(config, at_once)
     if folder is None:
@@ -147,18 +147,6 @@ def settle(config: DictConfig, at_once: int = 1) -> str:
     name = cell(config)
     make_concrete(config, at_once)
     return name
-
-
-def check_init(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Raises:
-    UsageError: The run begins with a model, and something was typed that this brings with it.
-    """
-    typed = [override for override in overrides if brought(override)]
-    if config.init is not None and typed:
-        raise UsageError(
-            f"{' '.join(typed)}: with init= the model brings its pooling, projection, prompts and longest input; leave "
-            "it out, or begin with the encoder alone: encoder=hub encoder.path=…"
-        )
 
 
 def joined() -> Run | None:
