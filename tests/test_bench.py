@@ -8,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AlbertConfig, AlbertModel
 
 from conftest import command
 from unitsphere.bench import peak
@@ -32,6 +33,51 @@ def test_flops_are_those_that_torch_counts():
     assert peak.forward_flops(model, 4 * 20, 4 * 20**2) == pytest.approx(counted.get_total_flops())
 
 
+def test_a_layer_that_is_used_twice_counts_twice():
+    config = AlbertConfig(
+        vocab_size=50,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    model = AlbertModel(config, add_pooling_layer=False).eval()
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counted:
+        model(input_ids=torch.full((4, 20), 7))
+    assert peak.forward_flops(model, 4 * 20, 4 * 20**2) == pytest.approx(counted.get_total_flops())
+
+
+def test_what_is_frozen_has_no_gradient_to_compute():
+    model = tiny(dim=64, depth=3).model.double()
+    forward = peak.forward_flops(model, 80, 4 * 20**2)
+    assert peak.step_flops(model, 80, 4 * 20**2) == pytest.approx(3 * forward)
+    model.requires_grad_(False)
+    model.set_attn_implementation("eager")
+    states = model.get_input_embeddings()(torch.full((4, 20), 7)).requires_grad_()
+    with FlopCounterMode(display=False) as counted:
+        model(inputs_embeds=states).last_hidden_state.sum().backward()
+    assert peak.step_flops(model, 80, 4 * 20**2) == pytest.approx(counted.get_total_flops())
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("32-true", "float32"), ("bf16-mixed", "bfloat16"), ("16-mixed", "float16")]
+)
+def test_a_precision_is_held_against_its_own_peak(precision, dtype):
+    assert peak.multiplied_in(precision) == dtype and dtype in peak.DTYPES
+
+
+def test_a_meter_that_saw_no_text_or_no_end_says_so():
+    encoder = tiny()
+    meter = Meter(encoder.model, Embedder(encoder, MeanPooling(encoder.dim)), lambda args: args[0].mask)
+    meter.start()
+    with pytest.raises(UsageError, match="ended before the last of the samples"):
+        meter.rate("samples", 5)
+    meter.stop()
+    assert meter.numbers("samples", 5, trains=True).keys() == {"samples/s", "peak MiB"}
+
+
 def test_flops_of_unequal_lengths_are_the_sum_of_those_of_each():
     model = tiny().model
     alone = [peak.forward_flops(model, n, n * n) for n in (3, 50, 7)]
@@ -53,13 +99,13 @@ def test_a_meter_counts_tokens_and_the_padding_that_is_computed(packs):
     meter.stop()
     with meter.model():
         embedder(encoder.pad([*map(text, (30, 90))]))  # and after
-    numbers = meter.numbers("samples", 5, passes=3)
+    numbers = meter.numbers("samples", 5, trains=True)
     assert numbers["tokens/s"] / numbers["samples/s"] == pytest.approx((24 + 10) / 5)
     assert numbers["padding %"] == pytest.approx(0 if packs else 100 * (1 - 34 / (36 + 10)))
     flops = peak.forward_flops(encoder.model, 34, 16 + 64 + 144 + 25 + 25)
     assert numbers["FLOP/s"] / numbers["samples/s"] == pytest.approx(3 * flops / 5)
     assert 0 <= numbers["outside the model %"] < 100 and numbers["peak MiB"] > 0
-    again = meter.numbers("samples", 5, passes=3, reads=2)
+    again = meter.numbers("samples", 5, trains=True, reads=2)
     assert again["padding %"] == numbers["padding %"]
     assert all(again[name] == pytest.approx(numbers[name] / 2) for name in ("tokens/s", "FLOP/s"))
 
@@ -140,6 +186,23 @@ def test_a_peer_or_an_override_that_does_not_fit_is_said(tmp_path):
         (["bench", "nothing"], "nothing"),
         (["bench", "encode", "rounds=1"], "data="),
         (["bench", "train", "rounds=0"], "rounds=0"),
+        (["bench", "train", "-cd", ".", "rounds=0", "loss=simcse"], "rounds=0"),
+        (["bench", "train", "encoder=tiny", "--config-dir=.", "rounds=0"], "rounds=0"),
+        (["bench", "train", "bench.options.warm=0"], "warm=0"),
+        (
+            [
+                "bench",
+                "train",
+                "peer=sentence_transformers",
+                "encoder=tiny",
+                "loss=infonce",
+                "loss.symmetric=true",
+                "threads=1",
+                "bench.options.steps=1",
+                "bench.options.warm=1",
+            ],
+            "with loss.symmetric",
+        ),
     ):
         done = command(*line, check=False, cwd=tmp_path)
         assert done.returncode == 2 and what in done.stderr, done.stderr

@@ -26,6 +26,7 @@ from unitsphere.search.codes import Int8
 from unitsphere.search.folder import IndexFolder
 from unitsphere.search.shards import Shards
 from unitsphere.workers.encoding import Encoding
+from unitsphere.workers.ray import Ray
 
 TEXTS = [f"the {a} {b}" for a in WORDS[:8] for b in WORDS if a != b]  # 152
 STRANGE = ["合同 \U0001f600", "Grüße\u2028zwei", "", "long " * 40, TEXTS[0]]
@@ -383,3 +384,9 @@ def test_a_block_that_kills_every_worker_is_given_up_and_the_others_stay(folder)
     assert "part-00004.parquet" in times("on_ray") and "part-00005.parquet" not in times("on_ray")
     done = on_ray(folder, "workers.threads=1000", check=False)
     assert done.returncode == 2 and "Ray has room for 0 such workers on 1 machines" in done.stderr
+
+
+@pytest.mark.parametrize(("gpus", "room"), [(0.2, 5), (0.1, 10), (0.3, 3), (1, 1), (0, 16)])
+def test_ray_has_as_much_room_as_there_is(monkeypatch, gpus, room):
+    monkeypatch.setattr("unitsphere.workers.ray.find_spec", lambda name: name)
+    assert Ray(gpus=gpus)._room([{"Resources": {"CPU": 16.0, "GPU": 1.0}, "Alive": True}]) == room

@@ -256,3 +256,8 @@ def test_a_cross_encoder_scores_pairs(tmp_path):
     assert np.isfinite(scorer([("a " * 300, "b " * 300)])).all()
     with pytest.raises(UsageError, match="no cross-encoder"):
         CrossEncoder(str(tmp_path / "nothing"))
+
+
+def test_attention_that_has_no_float32_is_refused(bert):
+    with pytest.raises(UsageError, match="flash_attention_2: it has no float32.*sdpa and eager would fit"):
+        transformer(str(bert), attention="flash_attention_2")

@@ -19,12 +19,13 @@ from omegaconf import OmegaConf
 from unitsphere.errors import UsageError
 
 
-def measured(call: str, config: Any, threads: int, options: Mapping[str, Any]) -> dict[str, float]:
+def measured(call: str, config: Any, threads: int, options: Mapping[str, Any], gpus: bool = True) -> dict[str, float]:
     """What `call(config, **options)` returns in a new process with so many threads.
 
     Args:
         call: Dotted name of a function.
         config: A resolved configuration.
+        gpus: Whether it may see this machine's GPUs.
 
     Raises:
         UsageError: It failed; the message is its own.
@@ -34,7 +35,8 @@ def measured(call: str, config: Any, threads: int, options: Mapping[str, Any]) -
         file = Path(place) / "given.json"
         file.write_text(given, encoding="utf-8")
         line = [sys.executable, "-m", "unitsphere.bench.child", str(file)]
-        ended = subprocess.run(line, capture_output=True, text=True)
+        hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        ended = subprocess.run(line, capture_output=True, text=True, env={**os.environ, **hidden})
     if ended.returncode:
         raise UsageError(f"{call}: {ended.stderr.strip()[-2000:]}")
     return json.loads(ended.stdout.splitlines()[-1])

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from unitsphere import process
-from unitsphere.bench.peak import forward_flops, synchronized
+from unitsphere.bench.peak import forward_flops, step_flops, synchronized
+from unitsphere.errors import UsageError
 
 
 class Meter:
@@ -25,6 +26,7 @@ class Meter:
         self.network, self.mask = network, mask
         self.computed, self.moments, self.spans = 0, torch.zeros(2).double(), list[float]()
         self.on, self.lock = False, Lock()  # of several passes at a time
+        self.seconds: float | None = None
         network.get_input_embeddings().register_forward_pre_hook(self._computes)
         reads.register_forward_pre_hook(self._reads)
 
@@ -58,23 +60,42 @@ class Meter:
         """Stop counting."""
         self.seconds, self.peak, self.on = synchronized() - self.began, peak(), False
 
-    def numbers(self, unit: str, count: int, passes: int, reads: int = 1) -> dict[str, float]:
-        """What was counted.
+    def rate(self, unit: str, count: int) -> dict[str, float]:
+        """What needs no look into the passes.
 
         Args:
             unit: What is counted a second, e.g. "samples".
             count: How many of them there were.
-            passes: Forward passes that a pass costs: 3 with the backward pass, 1 without.
-            reads: How often each text was read. What is computed again counts as time, not as work.
+
+        Raises:
+            UsageError: `stop` was not reached.
         """
+        if self.seconds is None:
+            raise UsageError(
+                f"bench: it ended before the last of the {unit} that were to be timed: more rows or epochs would fit, "
+                "or smaller bench.options"
+            )
+        return {f"{unit}/s": count / self.seconds, "peak MiB": self.peak}
+
+    def numbers(self, unit: str, count: int, trains: bool, reads: int = 1) -> dict[str, float]:
+        """What was counted; without tokens where `reads` was given none, as by a loss that calls the network itself.
+
+        Args:
+            unit, count: As for `rate`.
+            trains: Whether each pass had a backward one.
+            reads: How often each text was read. What is computed again counts as time, not as work.
+
+        Raises:
+            UsageError: As for `rate`.
+        """
+        found = self.rate(unit, count)
         tokens, squares = (self.moments / reads).tolist()
-        found = {
-            f"{unit}/s": count / self.seconds,
-            "tokens/s": tokens / self.seconds,
-            "padding %": 100 * (1 - tokens * reads / self.computed),
-            "FLOP/s": passes * forward_flops(self.network, tokens, squares) / self.seconds,
-            "peak MiB": self.peak,
-        }
+        if tokens:
+            assert self.seconds is not None
+            flops = (step_flops if trains else forward_flops)(self.network, tokens, squares)
+            found["tokens/s"] = tokens / self.seconds
+            found["padding %"] = 100 * (1 - tokens * reads / self.computed)
+            found["FLOP/s"] = flops / self.seconds
         if self.spans:
             found["outside the model %"] = 100 * (1 - sum(self.spans) / self.seconds)
         return found

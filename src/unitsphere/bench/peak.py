@@ -42,19 +42,54 @@ def synchronized() -> float:
     return time.perf_counter()
 
 
+def multiplied_in(precision: str) -> str:
+    """The key of `DTYPES` for a precision as Lightning writes it: "32-true", "bf16-mixed", "16-mixed", …"""
+    return "bfloat16" if "bf16" in precision else "float16" if "16" in precision else "float32"
+
+
 def forward_flops(model: Any, tokens: float, squares: float) -> float:
     """Of one pass of an encoder over sequences without padding.
 
-    sum over sequences of (2 W T + 4 L D T^2), T tokens each: W are the weights of its linear maps, L its layers, D its
-    width; both attention products are over all T keys. Embeddings, normalisation and activations are not counted, nor
-    a pooler, which reads one token. A backward pass that has every gradient takes twice as many.
+    sum over sequences of (2 W T + 4 L D T^2), T tokens each: W are the weights of its linear maps, as often as each is
+    used, L its layers, D its width; both attention products are over all T keys. Embeddings, normalisation and
+    activations are not counted, nor a pooler, which reads one token.
 
     Args:
         model: A transformers encoder.
         tokens: sum of T.
         squares: sum of T^2.
     """
+    return 2 * _weights(model)[0] * tokens + _attention(model) * squares
+
+
+def step_flops(model: Any, tokens: float, squares: float) -> float:
+    """Of a forward and a backward pass: three times `forward_flops`, without the gradients of weights that are frozen.
+
+    Args:
+        model, tokens, squares: As for `forward_flops`.
+    """
+    weights, trained = _weights(model)
+    return 2 * (2 * weights + trained) * tokens + 3 * _attention(model) * squares
+
+
+def _attention(model: Any) -> int:
+    return 4 * model.config.num_hidden_layers * model.config.hidden_size
+
+
+@torch.no_grad()
+def _weights(model: Any) -> tuple[int, int]:
+    """Of the linear maps that a token passes, as often as it does; and of those among them that are trained."""
+    counts = [0, 0]
+
+    def passed(module: nn.Linear, *_: Any) -> None:
+        counts[0] += module.weight.numel()
+        counts[1] += module.weight.numel() * module.weight.requires_grad
+
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
-    weights = sum(m.weight.numel() for name, m in linear if "pooler" not in name.split("."))
-    attention = 4 * model.config.num_hidden_layers * model.config.hidden_size
-    return 2 * weights * tokens + attention * squares
+    hooks = [m.register_forward_hook(passed) for name, m in linear if "pooler" not in name.split(".")]
+    try:
+        model(input_ids=torch.full((1, 4), 5, device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts[0], counts[1]

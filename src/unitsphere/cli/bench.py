@@ -29,8 +29,9 @@ class Contender:
 def main(arguments: Sequence[str]) -> None:
     """Entry point."""
     given = [f"bench={a}" if n == 0 and re.fullmatch(r"\w+", a) else a for n, a in enumerate(arguments)]
-    own = [a for a in given if a.startswith("-") or is_own(a)]
-    hydra_app.run("bench", partial(job, others=[a for a in given if a not in own]), own)
+    flags, overrides = hydra_app.divided(given)
+    others = [override for override in overrides if not is_own(override)]
+    hydra_app.run("bench", partial(job, others=others), [*flags, *(o for o in overrides if is_own(o))])
 
 
 def is_own(argument: str) -> bool:
@@ -134,9 +135,11 @@ def rounds(config: DictConfig, contenders: Mapping[str, Contender], run: Run) ->
         first = number % len(names)
         for name in [*names[first:], *names[:first]]:
             contender = contenders[name]
-            found = measured(contender.call, contender.config, config.threads, config.bench.options)
+            gpus = OmegaConf.select(contender.config, "trainer.accelerator") != "cpu"
+            found = measured(contender.call, contender.config, config.threads, config.bench.options, gpus)
             if "dtype" in found:
-                peak = measured("unitsphere.bench.peak.measure", config, config.threads, {"dtype": found["dtype"]})
+                of = {"dtype": found["dtype"]}
+                peak = measured("unitsphere.bench.peak.measure", config, config.threads, of, gpus)
                 found["peak FLOP/s"] = peak["FLOP/s"]
             rows.append({"round": number, "contender": name, **found})
             write(run.folder / "rounds.csv", pd.DataFrame(rows).to_csv(index=False))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -44,7 +45,8 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
     import_from_here()
     # Lightning starts further ranks by this file's name, and must not do it by the module's, which would lose the verb.
     sys.modules["__main__"].__spec__ = None
-    sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *arguments]
+    flags, overrides = divided(arguments)
+    sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *flags, *overrides]
 
     def guarded(config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -59,6 +61,12 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
         hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name=root)(guarded)()
     except (HydraException, OmegaConfBaseException, YAMLError, UsageError) as error:
         fail(error)
+
+
+def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and the overrides. Hydra takes no override after a flag that follows one."""
+    overrides: list[str] = get_args_parser().parse_intermixed_args(list(arguments)).overrides
+    return [argument for argument in arguments if argument not in overrides], overrides
 
 
 def import_from_here() -> None:

@@ -46,4 +46,4 @@ def measure(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_s
     meter.start()
     model.encode(chosen, max_length=max_length)
     meter.stop()
-    return {**meter.numbers("texts", len(chosen), passes=1), "dtype": "bfloat16" if bf16 else "float32"}
+    return {**meter.numbers("texts", len(chosen), trains=False), "dtype": "bfloat16" if bf16 else "float32"}

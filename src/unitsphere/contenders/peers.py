@@ -5,6 +5,7 @@ Its process builds no encoder of ours, which would change how the C library keep
 Code: https://github.com/huggingface/sentence-transformers
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,8 +17,10 @@ from omegaconf import DictConfig
 from unitsphere import artefact
 from unitsphere.bench.child import measured
 from unitsphere.bench.meter import Meter
+from unitsphere.bench.peak import multiplied_in
 from unitsphere.build import build
 from unitsphere.contenders.encode import texts_of
+from unitsphere.contenders.train import check_steps
 from unitsphere.embedder import Embedder
 from unitsphere.errors import UsageError
 from unitsphere.losses.infonce import InfoNCE
@@ -62,15 +65,38 @@ def loaded(config: DictConfig, embedder: str, max_length: int | None) -> Any:
     return model
 
 
+def check_same_work(config: DictConfig, loss: Any, columns: Sequence[str]) -> None:
+    """Whether `train` below does what ours does with this configuration.
+
+    Raises:
+        UsageError: It names what it does not do.
+    """
+    if type(loss) not in (SimCSE, InfoNCE):
+        raise UsageError("peer=sentence_transformers: loss=simcse and infonce can be compared.")
+    other = {f"loss.{key}": getattr(loss, key, 0) for key in ("symmetric", "class_prior", "hard_negative_weight")}
+    other |= {
+        "loss.fixed_mask": isinstance(loss, SimCSE) and loss.views == 1,
+        "negatives of a row's own": isinstance(loss, InfoNCE) and "negative" in columns,
+        "instructions": "instruction" in columns,
+        "embedder.prompts": any(config.embedder.prompts.values()),
+        "encoder.lora": config.encoder.get("lora"),
+        "trainer.accumulate_grad_batches": config.trainer.accumulate_grad_batches != 1,
+        "trainer.precision": config.trainer.precision not in ("32-true", "bf16-mixed"),
+        "several GPUs": config.trainer.accelerator != "cpu" and torch.cuda.device_count() > 1,
+    }
+    if named := [what for what, differs in other.items() if differs]:
+        raise UsageError(f"peer=sentence_transformers is not compared with {', '.join(named)}: it would do other work")
+
+
 def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
     """`contenders.train.measure` by SentenceTransformerTrainer: AdamW, clipped gradients, no logging, no evaluation.
 
     Raises:
-        UsageError: The library is not installed, or has no such loss.
+        UsageError: The library is not installed, or would do other work.
     """
+    check_steps(steps, warm)
     data, loss = build(config.data), build(config.loss)
-    if type(loss) not in (SimCSE, InfoNCE):
-        raise UsageError("peer=sentence_transformers: loss=simcse and infonce can be compared.")
+    check_same_work(config, loss, data.columns)
     columns = {"anchor": "anchor", "positive": "anchor" if isinstance(loss, SimCSE) else "positive"}
     model = loaded(config, "unitsphere.training.run.build_embedder", config.data.max_length)
     from datasets import Dataset
@@ -97,14 +123,14 @@ def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
             with meter.model():
                 return super().training_step(*args, **kwargs)
 
-    half = "bf16" in str(config.trainer.precision)
+    dtype = multiplied_in(str(config.trainer.precision))
     with TemporaryDirectory() as place:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=place,
             max_steps=count,
             per_device_train_batch_size=size,
             learning_rate=config.optim.lr,
-            bf16=half,
+            bf16=dtype == "bfloat16",
             use_cpu=not torch.cuda.is_available(),
             batch_sampler=lambda dataset, **options: DefaultBatchSampler(range(len(dataset)), size, True),
             logging_strategy="no",
@@ -115,7 +141,7 @@ def train(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
         )
         objective = MultipleNegativesRankingLoss(model, scale=1 / loss.temperature)
         Trainer(model, arguments, dataset, loss=objective, callbacks=[Clock()]).train()
-    return {**meter.numbers("samples", size * steps, passes=3), "dtype": "bfloat16" if half else "float32"}
+    return {**meter.numbers("samples", size * steps, trains=True), "dtype": dtype}
 
 
 def encode(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_size: int) -> dict[str, Any]:
@@ -129,4 +155,4 @@ def encode(config: DictConfig, texts: int, max_length: int, bf16: bool, batch_si
     meter.start()
     model.encode(chosen, batch_size=batch_size)
     meter.stop()
-    return {**meter.numbers("texts", len(chosen), passes=1), "dtype": "bfloat16" if bf16 else "float32"}
+    return {**meter.numbers("texts", len(chosen), trains=False), "dtype": "bfloat16" if bf16 else "float32"}

@@ -9,7 +9,9 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from unitsphere.bench.meter import Meter
+from unitsphere.bench.peak import multiplied_in
 from unitsphere.cli.train import RUN_OF_RANKS, joined
+from unitsphere.errors import UsageError
 from unitsphere.runs import Run
 from unitsphere.training.run import train
 
@@ -44,13 +46,27 @@ class Clock(pl.Callback):
             self.meter.stop()
 
 
+def check_steps(steps: int, warm: int) -> None:
+    """Whether there are steps to time, and one before them, at whose end the clock starts.
+
+    Raises:
+        UsageError: There are none.
+    """
+    if steps < 1 or warm < 1:
+        raise UsageError(f"bench.options.steps={steps} and warm={warm}: 1 or more would fit.")
+
+
 def measure(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
     """Run `warm + steps` steps, report on the last `steps`, and take one more, after which the checkpoint is written.
     Memory is that of one rank, where there are several.
 
     Args:
         config: Of a run of train.yaml, resolved.
+
+    Raises:
+        UsageError: There is no such step.
     """
+    check_steps(steps, warm)
     clock = Clock(warm, steps)
     config.trainer.max_steps = warm + steps + 1
     further = joined()
@@ -62,7 +78,8 @@ def measure(config: DictConfig, steps: int, warm: int) -> dict[str, Any]:
         train(config, run, [clock])
     rows = config.data.batch_size * config.trainer.accumulate_grad_batches
     reads = 1 if config.trainer.cache_tokens is None else 2
-    numbers = clock.meter.numbers("samples", rows * steps, passes=3, reads=reads)
     if clock.ranks > 1:  # the meter has counted what this one read
-        numbers = {"samples/s": numbers["samples/s"], "peak MiB": numbers["peak MiB"]}
-    return {**numbers, "dtype": "bfloat16" if "bf16" in clock.precision else "float32"}
+        numbers = clock.meter.rate("samples", rows * steps)
+    else:
+        numbers = clock.meter.numbers("samples", rows * steps, trains=True, reads=reads)
+    return {**numbers, "dtype": multiplied_in(clock.precision)}

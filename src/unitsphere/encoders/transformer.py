@@ -96,7 +96,7 @@ def transformer(
         path: A model folder, a run folder of ours (its `model/`), or a hub id.
         dropout: Sets every dropout probability of the model's configuration, in [0, 1); None keeps them.
         max_length: In tokens, never over the model's limit; None takes what sentence-transformers would, else that.
-        attention: transformers' attention implementation (`sdpa`, `eager`, `flash_attention_2`); None chooses.
+        attention: transformers' attention implementation (`sdpa`, `eager`); None chooses.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         trust_remote_code: Run code that comes with the model. Off, and best left off.
         revision: Branch, tag or commit on a hub.
@@ -110,8 +110,12 @@ def transformer(
         fake_quant: Compute as int8 inference will (see `fake_quant.FakeQuantLinear`); what is saved is not rounded.
 
     Raises:
-        UsageError: Nothing loadable is at `path`, or it has no such layers.
+        UsageError: Nothing loadable is at `path`, it has no such layers, or `attention` cannot compute in float32.
     """
+    if attention is not None and attention.startswith("flash"):
+        raise UsageError(
+            f"encoder.attention={attention}: it has no float32, in which models are scored; sdpa and eager would fit."
+        )
     folder = paths.model(path)
     source = str(folder or path)
     options = {"trust_remote_code": trust_remote_code, "revision": revision}

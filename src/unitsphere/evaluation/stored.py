@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from unitsphere import paths
+from unitsphere.runs import processor
 from unitsphere.types import Embed
 
 GIB = 2**30
@@ -106,7 +107,9 @@ def remembered(embedder: Any, gib: float) -> Embed:
     """
     if not gib:
         return embedder.embed
-    machine = (str(embedder.device), torch.get_num_threads(), torch.__version__)
+    device = embedder.device
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    machine = (chip, torch.get_num_threads(), torch.__version__)  # a cache may be shared by several
     return StoredEmbed(embedder.embed, f"{embedder.identity()} {machine}", gib, lambda: embedder.read)
 
 

@@ -57,7 +57,7 @@ def make_concrete(config: DictConfig, at_once: int = 1) -> None:
     gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
     automatic = {
         "threads": max(1, cpu_threads() // at_once) if at_once > 0 else 1,
-        "precision": "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32-true",
+        "precision": "bf16-mixed" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true",
         "chunks": 1 if gpu else 4,
         "packed": not gpu,
     }

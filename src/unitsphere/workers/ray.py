@@ -65,8 +65,9 @@ class Ray:
                     encoded = ray.get(done)
                 except RayActorError as error:
                     raise UsageError(
-                        f"block {number}: its worker was killed {self.retries + 1} times. Less memory would be "
-                        "needed with a smaller workers.count or rows."
+                        f"block {number}: its worker was killed {self.retries + 1} times, or could not be started. "
+                        "Less memory would be needed with a smaller workers.count or rows. Ray says: "
+                        f"{' '.join(str(error).split())}"
                     ) from error
                 except RayTaskError as error:
                     raise error.cause from error
@@ -80,7 +81,7 @@ class Ray:
         for node in nodes:
             has = node["Resources"] if node["Alive"] else {}
             fit = has.get("CPU", 0) // self.threads
-            room += int(min(fit, has.get("GPU", 0) // self.gpus) if self.gpus else fit)
+            room += int(min(fit, has.get("GPU", 0) / self.gpus + 1e-9) if self.gpus else fit)  # 5 workers of 0.2, not 4
         if room < (self.count or 1):
             raise UsageError(
                 f"workers.count={self.count}, threads={self.threads}, gpus={self.gpus}: Ray has room for {room} such "
