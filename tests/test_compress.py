@@ -10,14 +10,16 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from conftest import composed
 from unitsphere import artefact
 from unitsphere.bench import memory, speed
 from unitsphere.cli.chain import group
-from unitsphere.cli.climb import as_read, primaries
+from unitsphere.cli.climb import Work, as_read, primaries
 from unitsphere.cli.compress import scored_on
+from unitsphere.cli.rungs import Chain
 from unitsphere.encoders.tiny import tiny
 from unitsphere.errors import UsageError
 from unitsphere.report import ladder
@@ -170,6 +172,59 @@ def test_a_training_run_ends_with_its_compression(tmp_path, pairs):
     (compressed,) = (run / "compressed" / run.name).iterdir()
     assert Run.open(compressed).info["rungs"][1]["name"] == "int8_dynamic"
     assert artefact.load(compressed / "models" / "int8_dynamic").encode(["red"]).shape == (1, 32)
+    assert not (compressed / "runs" / "int8_dynamic").exists() or not [*(compressed / "runs").rglob("*.onnx")]
+    shown = unitsphere("table", "outputs", cwd=tmp_path)  # the run, and not the ladder in its folder
+    assert shown.returncode == 0 and "loss=infonce" in shown.stdout, shown.stderr
+    assert "int8_dynamic" in unitsphere("table", str(run / "compressed"), cwd=tmp_path).stdout
+
+
+@pytest.mark.slow
+def test_a_compression_that_failed_is_tried_again_without_another_training(tmp_path, pairs):
+    (tmp_path / "conf" / "compression").mkdir(parents=True)
+    narrow = "narrow:\n  _target_: unitsphere.compression.vectors.truncate.Truncate\n  dim: 9999\n"
+    (tmp_path / "conf" / "compression" / "narrow.yaml").write_text(narrow)  # an option of one's own
+    line = ["-cd", "conf", "loss=infonce", "encoder=tiny", "data=pairs", f"data.path={pairs}", "data.batch_size=8"]
+    line += ["trainer.max_steps=2", "trainer.threads=1", "eval=retrieval", "select=last", "compression=narrow"]
+    failed = unitsphere("train", "-m", *line, "seed=1", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert failed.returncode == 1 and "0 of 1 cells done, 1 trained" in failed.stdout
+    (run,) = (Run.open(file.parent) for file in (tmp_path / "sweep").glob("*/run.json"))
+    assert "dim=9999" in failed.stderr and run.info["error"] == "UsageError: compressing it failed"
+    (ladder_folder,) = (run.folder / "compressed" / run.folder.name).iterdir()
+    rungs = (ladder_folder / "rungs.yaml").read_text()
+    (ladder_folder / "rungs.yaml").write_text(rungs.replace("9999", "7"))
+    trained = (run.folder / "model" / "model.safetensors").stat().st_mtime_ns
+    again = unitsphere("train", "resume=sweep", cwd=tmp_path)
+    assert again.returncode == 0 and "1 of 1 cells done" in again.stdout, again.stderr
+    assert run.info["status"] == "done" and trained == (run.folder / "model" / "model.safetensors").stat().st_mtime_ns
+    assert artefact.load(ladder_folder / "models" / "narrow").encode(["red"]).shape == (1, 7)
+
+
+def test_a_training_has_texts_to_read(tmp_path):
+    chain = Chain({"recover": OmegaConf.load("conf/compression/recover.yaml").recover})
+    work = object.__new__(Work)
+    work.data = None
+    with pytest.raises(UsageError, match="taught: the training of recover reads texts: name some with data="):
+        work.climb(Run.create(tmp_path, "run"), {"taught": chain})
+
+
+@pytest.mark.slow
+def test_a_rung_that_cannot_be_scored_is_left_out_and_named(tmp_path, pairs):
+    """Half precision ends at 65,504, and this model's states do not."""
+    model = artefact.load(saved(tmp_path / "mine"))
+    model.encoder.model.get_input_embeddings().weight.data *= 1e4
+    model.encoder.model.embeddings.LayerNorm = torch.nn.Identity()
+    for layer in model.encoder.model.encoder.layer:
+        layer.attention.output.LayerNorm.weight.data *= 1e5
+    artefact.save(model, tmp_path / "large")
+    given = [
+        a if a != "model=mine" else "model=large"
+        for a in ladder_of(tmp_path, fp16=["compression=fp16"], bf16=["compression=bf16"])
+    ]
+    done = compress(*given, f"data.path={pairs}", cwd=tmp_path)
+    assert done.returncode == 0 and "fp16 is left out: the model's vectors are not finite" in done.stdout, done.stderr
+    (folder,) = (tmp_path / "outputs" / "compressed" / "large").iterdir()
+    assert [rung["name"] for rung in Run.open(folder).info["rungs"]] == ["original", "bf16"]
+    assert "left out: fp16: " in (folder / "ladder.md").read_text()
 
 
 @pytest.mark.slow
@@ -190,6 +245,12 @@ def test_bad_usage_is_said_before_anything_is_made(tmp_path, pairs):
             "target: latency_p99 would have to be measured",
         ),
         (["model=mine", "compression=onnx"], "has no test queries"),
+        (["model=mine", "compression=[static,int8_static]", *data], "static leaves no network, and int8_static turns"),
+        (
+            ["model=mine", "compression=prune_heads", "recovery.trainer.max_steps=9", *data],
+            "none of these steps trains",
+        ),
+        (ladder_of(tmp_path, other=["compression=prune_layers", "seed=2"]), "ladder: other: seed=2 is for all rungs"),
         (["model=mine", "compression=onnx", "sample=0", *data], "speed is measured on training texts"),
     ):
         done = compress(*arguments, cwd=tmp_path)
@@ -335,7 +396,7 @@ def test_an_override_belongs_to_a_group(override):
 
 def test_a_compressed_run_is_scored_as_it_was(tmp_path):
     run = Run.create(tmp_path, "run")
-    write(run.folder / "config.yaml", OmegaConf.to_yaml(composed("eval=[sts,retrieval,geometry]")))
+    write(run.folder / "config.yaml", OmegaConf.to_yaml(composed("eval=[sts,retrieval,geometry,truncation]")))
     assert [*scored_on(run)] == ["sts", "retrieval"]
 
 

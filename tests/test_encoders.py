@@ -259,5 +259,5 @@ def test_a_cross_encoder_scores_pairs(tmp_path):
 
 
 def test_attention_that_has_no_float32_is_refused(bert):
-    with pytest.raises(UsageError, match="flash_attention_2: it has no float32.*sdpa and eager would fit"):
+    with pytest.raises(UsageError, match="it has no float32, in which models are scored; sdpa and eager would fit"):
         transformer(str(bert), attention="flash_attention_2")

@@ -8,8 +8,9 @@ from omegaconf import OmegaConf
 
 from conftest import command, composed
 from unitsphere.cli.train import settle
+from unitsphere.process import processor
 from unitsphere.report import costs
-from unitsphere.runs import Run, processor
+from unitsphere.runs import Run
 
 
 def known(folder, name, config, wall=100.0, training=60.0, memory=2.0, **info):

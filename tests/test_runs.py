@@ -14,7 +14,8 @@ from conftest import composed
 from unitsphere.cli.sweep import state
 from unitsphere.cli.train import settle, start
 from unitsphere.errors import UsageError
-from unitsphere.runs import Run, cell, processor
+from unitsphere.process import processor
+from unitsphere.runs import Run, cell
 from unitsphere.training.run import train
 
 

@@ -9,6 +9,7 @@ Code: https://github.com/huggingface/sentence-transformers
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ FLAGS = {
     "cls": "pooling_mode_cls_token",
     "max": "pooling_mode_max_tokens",
     "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
@@ -94,7 +96,11 @@ def write(embedder: Embedder, folder: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The config nodes that say what a sentence-transformers folder says."""
+    """The config nodes that say what a sentence-transformers folder says.
+
+    Raises:
+        UsageError: It says something that has no counterpart here.
+    """
     node: dict[str, Any] = {"_target_": "unitsphere.embedder.Embedder", "normalize": False}
     head: dict[str, Tensor] = {}
     saved: dict[str, Any] = {"embedder": node, "head": head}
@@ -102,7 +108,7 @@ def read(folder: Path) -> dict[str, Any]:
         kind, place = module["type"].rsplit(".", 1)[-1], folder / module["path"]
         config = json.loads((place / "config.json").read_text()) if (place / "config.json").exists() else {}
         if kind == "Pooling":
-            modes = config.get("pooling_mode") or [m for m, flag in FLAGS.items() if config.get(flag)]
+            modes = config.get("pooling_mode") or [m for m, flag in FLAGS.items() if config.get(flag)] or "mean"
             modes = (modes,) if isinstance(modes, str) else tuple(modes)
             if modes not in POOLINGS:
                 raise UsageError(
@@ -110,23 +116,17 @@ def read(folder: Path) -> dict[str, Any]:
                 )
             saved["pooling"] = {"_target_": POOLINGS[modes]}
             node["pool_prompt"] = config.get("include_prompt", True)
-        elif kind == "Dense" and "Identity" in config["activation_function"] and not config["bias"]:
-            node["projection_dim"] = config["out_features"]
-            head["projection.weight"] = _dense(place)["linear.weight"]
-        elif (
-            kind == "Dense"
-            and "Tanh" in config["activation_function"]
-            and saved["pooling"]["_target_"].endswith("CLSPooling")
-        ):
-            saved["pooling"] = {"_target_": "unitsphere.pooling.cls.CLSMLPPooling"}
-            head |= {f"pooling.dense.{k.removeprefix('linear.')}": v for k, v in _dense(place).items()}
+        elif kind == "Dense" and not node["normalize"]:
+            _read_dense(place, config, saved)
         elif kind == "Normalize":
             node["normalize"] = True
         elif kind != "Transformer":
-            raise UsageError(f"{folder}/modules.json: {module['type']} has no counterpart here.")
-    length = folder / "sentence_bert_config.json"
-    if length.exists():
-        saved["max_length"] = json.loads(length.read_text()).get("max_seq_length")
+            raise UsageError(f"{folder}/modules.json: {module['type']} has no counterpart here, or none in this place.")
+    bert = folder / "sentence_bert_config.json"
+    said = json.loads(bert.read_text()) if bert.exists() else {}
+    saved["max_length"] = said.get("max_seq_length")
+    if others := [key for key in ("query_length", "document_length", "query_expansion") if said.get(key) is not None]:
+        raise UsageError(f"{bert}: {others[0]}={said[others[0]]} has no counterpart here.")
     settings = folder / "config_sentence_transformers.json"
     if settings.exists():
         said = json.loads(settings.read_text())
@@ -138,6 +138,32 @@ def read(folder: Path) -> dict[str, Any]:
             if node["default_prompt"] not in node["prompts"]:
                 raise UsageError(f"{settings}: default_prompt_name={default} is none of its prompts.")
     return saved
+
+
+def _read_dense(place: Path, config: Mapping[str, Any], saved: dict[str, Any]) -> None:
+    """Add a linear map: a projection, several of which are one, or the MLP on top of the first token.
+
+    Raises:
+        UsageError: It is another one.
+    """
+    node, head, projection = saved["embedder"], saved["head"], "projection.weight"
+    after = saved.get("pooling", {}).get("_target_")
+    plain = not config.get("use_residual") and {config.get(f"module_{end}_name") for end in ("input", "output")} <= {
+        None,
+        "sentence_embedding",
+    }
+    if plain and after and "Identity" in config["activation_function"] and not config["bias"]:
+        weight = _dense(place)["linear.weight"]  # (out, in)
+        head[projection] = weight @ head[projection] if projection in head else weight
+        node["projection_dim"] = config["out_features"]
+    elif plain and after == POOLINGS["cls",] and "Tanh" in config["activation_function"] and projection not in head:
+        saved["pooling"] = {"_target_": "unitsphere.pooling.cls.CLSMLPPooling"}
+        head.update({f"pooling.dense.{k.removeprefix('linear.')}": v for k, v in _dense(place).items()})
+    else:
+        raise UsageError(
+            f"{place}/config.json: this Dense has no counterpart here. Those without bias, activation and residual "
+            "have, and one with tanh right after pooling the first token."
+        )
 
 
 def _modes(embedder: Embedder) -> tuple[str, ...]:

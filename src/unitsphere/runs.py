@@ -9,7 +9,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import socket
 import subprocess
 import time
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unitsphere import paths
 from unitsphere.errors import UsageError
+from unitsphere.process import processor
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,6 +187,7 @@ def stamped(stem: str) -> str:
     return f"{stem}_{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+MODEL_IS_THERE = ("done", "trained")  # statuses; of the latter what should compress it is missing
 OF_NO_CELL = ("name", "outputs", "resume", "logger", "vector_cache")  # change nothing that a run finds
 
 
@@ -222,17 +223,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def processor(info: Path = Path("/proc/cpuinfo")) -> str:
-    """The name of this machine's processor, with the numbers that tell those of one name apart, as those of a cloud's
-    "AMD EPYC", which compute other last digits and at another speed."""
-    first = info.read_text().partition("\n\n")[0] if info.exists() else ""
-    said = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", first, re.MULTILINE))
-    if "model name" not in said:
-        return platform.processor()
-    numbers = [f"{name} {said[key]}" for name, key in (("family", "cpu family"), ("model", "model")) if key in said]
-    return f"{said['model name'].strip()} ({', '.join(numbers)})" if numbers else said["model name"].strip()
 
 
 def _git() -> dict[str, Any] | None:

@@ -89,15 +89,15 @@ class Meter:
             UsageError: As for `rate`.
         """
         found = self.rate(unit, count)
+        seconds = count / found[f"{unit}/s"]
         tokens, squares = (self.moments / reads).tolist()
         if tokens:
-            assert self.seconds is not None
             flops = (step_flops if trains else forward_flops)(self.network, tokens, squares)
-            found["tokens/s"] = tokens / self.seconds
+            found["tokens/s"] = tokens / seconds
             found["padding %"] = 100 * (1 - tokens * reads / self.computed)
-            found["FLOP/s"] = flops / self.seconds
+            found["FLOP/s"] = flops / seconds
         if self.spans:
-            found["outside the model %"] = 100 * (1 - sum(self.spans) / self.seconds)
+            found["outside the model %"] = 100 * (1 - sum(self.spans) / seconds)
         return found
 
 

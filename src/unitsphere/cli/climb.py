@@ -62,7 +62,7 @@ class Work:
 
     def climb(self, run: Run, rungs: Mapping[str, Chain]) -> None:
         """Make, save and score the original and every rung, then measure all of them. What the folder of a run that was
-        cut has already stays as it is.
+        cut has already stays as it is; a rung that cannot be scored is left out, and why is noted.
 
         What needs no training is made before anything is scored, and what needs some is rehearsed with trainings of no
         step: what does not fit this model or its data says so within minutes.
@@ -71,6 +71,9 @@ class Work:
         from unitsphere.report.ladder import BASELINE, Rung, noted
         from unitsphere.report.table import show
 
+        for name, chain in rungs.items():
+            if self.data is None and (teaching := [step for step, made in chain.steps.items() if made.recovery]):
+                raise UsageError(f"{name}: the training of {teaching[0]} reads texts: name some with data=…")
         models = run.folder / "models"
         models.mkdir(exist_ok=True)
         chains = {BASELINE: Chain({}), **rungs}
@@ -88,7 +91,14 @@ class Work:
         for name in [name for name in chains if name not in found]:
             self.make(run, name, chains[name])
             model = artefact.load(models / name)  # what a user gets, and nothing that only this process has
-            result = self.scored(model)
+            try:
+                result = self.scored(model)
+            except UsageError as error:
+                if name == BASELINE:
+                    raise
+                run.note(failed=run.info.get("failed", {}) | {name: str(error)})
+                show(f"{name} is left out: {error}")
+                continue
             if name == BASELINE:
                 run.note(primaries=primaries(result), protocol=result.protocol)
             run.add_metrics({f"{name}/{k}": v for k, v in result.metrics.items()})
@@ -106,7 +116,11 @@ class Work:
 
         place = run.folder / "models" / name
         if not place.exists():
-            artefact.save(self.carried_out(run.folder / "runs" / name, chain), place)
+            work = run.folder / "runs" / name
+            artefact.save(self.carried_out(work, chain), place)
+            for step in chain.steps:  # graphs of several forms; a training stays
+                if recovery(work / step) is None:
+                    shutil.rmtree(work / step, ignore_errors=True)
         self.made[chain.key(len(chain.nodes))] = place
 
     def carried_out(self, place: Path, chain: Chain, more: Sequence[str] = ()) -> "Model":

@@ -37,34 +37,47 @@ def check(config: DictConfig) -> None:
     """Look at the steps that a run of train.yaml is to end with, before it has trained for hours.
 
     Raises:
-        UsageError: They cannot follow each other.
+        UsageError: They cannot follow each other, or nothing would score what they make.
     """
     if config.get("compression"):
         from unitsphere.compression.step import check_chain
 
         check_chain(Chain(config.compression).steps)
+        if not config.eval:
+            raise UsageError("compression=… is scored on what eval=… names, and that is nothing")
 
 
 def after_training(run: Run) -> None:
-    """`unitsphere compress` of a run that has steps of compression, scored as the run was, in its folder.
+    """`unitsphere compress` of a trained run that has steps of compression, scored as the run was, in its folder. One
+    that was cut goes on.
 
     Raises:
         UsageError: It failed; what it said stands above.
     """
-    steps = list(map(str, run.config.get("compression") or ()))
-    if not steps:
+    if not run.config.get("compression"):
         return
-    typed = sweep.typed(run.folder)
-    own = [o for o in typed if o.lstrip("+~").startswith(("compression.", "calibration@", "index@"))]
+    with run.lock():
+        begun = [Run(file.parent) for file in sorted(run.folder.glob("compressed/*/*/rungs.yaml"))]
+        if not begun or begun[-1].info["status"] != "done":
+            again = [f"resume={begun[-1].folder}"] if begun else _of_run(run)
+            alone = {k: v for k, v in os.environ.items() if k not in OF_RANKS}
+            if subprocess.run([sys.executable, "-m", "unitsphere", "compress", *again], env=alone).returncode:
+                run.note(error="UsageError: compressing it failed")
+                raise UsageError(
+                    f"{run.folder} is trained; compressing it failed, and can be tried again: unitsphere train "
+                    + shlex.quote(f"resume={run.folder}")
+                )
+        run.note(status="done", error=None)
+
+
+def _of_run(run: Run) -> list[str]:
+    """Arguments with which a run's steps of compression are carried out, whatever they were composed from."""
+    folder = run.folder / "compressed" / "conf"
+    (folder / "compression").mkdir(parents=True, exist_ok=True)
+    write(folder / "compression" / "of_run.yaml", OmegaConf.to_yaml(run.config.compression))
     fixed = [hydra_app.quoted(f"{key}={run.folder}") for key in ("model", "outputs")]
-    fixed.append(f"compression=[{','.join(steps)}]")
     settings = [f"seed={run.config.seed}", f"threads={run.config.trainer.threads}"]
-    line = [sys.executable, "-m", "unitsphere", "compress", *fixed, *own, *settings]
-    alone = {k: v for k, v in os.environ.items() if k not in OF_RANKS}
-    if subprocess.run(line, env=alone).returncode:
-        begun = sorted(run.folder.glob("compressed/*/*/rungs.yaml"))
-        again = f"compress {shlex.quote(f'resume={begun[-1].parent}')}" if begun else " ".join(line[3:])
-        raise UsageError(f"{run.folder} is trained; compressing it failed, and can be tried again: unitsphere {again}")
+    return [f"--config-dir={folder}", *fixed, "compression=of_run", *settings]
 
 
 def job(config: DictConfig, recovery: Sequence[str] = ()) -> None:
@@ -154,11 +167,11 @@ def report(run: Run, target: str | None) -> None:
     from unitsphere.report.records import read
     from unitsphere.report.table import show
 
-    notes = []
+    notes = [f"left out: {rung}: {why}" for rung, why in run.info.get("failed", {}).items()]
     records = [read(run.folder)]
     if target is not None:
         chosen = ladder.smallest(ladder.lines(records), run.info["primaries"][0], target)
-        notes = [f"smallest with {target}: " + (f"{chosen} (models/{chosen})" if chosen else "none of these rungs")]
+        notes.append(f"smallest with {target}: " + (f"{chosen} (models/{chosen})" if chosen else "none of these rungs"))
         run.note(target=target, chosen=chosen)
     ladder.save(records, run.folder / "ladder", run.folder / "pictures" / "ladder.png", notes)
     show(ladder.terminal(records))
@@ -167,5 +180,7 @@ def report(run: Run, target: str | None) -> None:
 
 
 def scored_on(run: Run) -> DictConfig:
-    """The evaluators of a run but for geometry, whose numbers have no share that could be kept."""
-    return OmegaConf.create({name: node for name, node in run.config.eval.items() if name != "geometry"})
+    """The evaluators of a run but for geometry, whose numbers have no share that could be kept, and truncation, whose
+    widths vectors that are cut do not have."""
+    kept = {name: node for name, node in run.config.eval.items() if name not in ("geometry", "truncation")}
+    return OmegaConf.create(kept)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.cli import hydra_app
+from unitsphere.cli.chain import group
 from unitsphere.errors import UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def chains(config: DictConfig, recovery: Sequence[str]) -> dict[str, Chain]:
     """Rung -> its chain: those of the ladder, or compression=[a,b] as the rungs a and a+b.
 
     Raises:
-        UsageError: Neither or both are given, or steps that cannot follow each other.
+        UsageError: Neither or both are given, steps that cannot follow each other, or settings for trainings that there
+            are not.
     """
     from unitsphere.compression.step import check_chain
 
@@ -72,6 +74,8 @@ def chains(config: DictConfig, recovery: Sequence[str]) -> dict[str, Chain]:
         found = {"+".join(map(str, start)): Chain(start, recovery) for start in starts}
     for chain in found.values():
         check_chain(chain.steps)
+    if recovery and not any(step.recovery for chain in found.values() for step in chain.steps.values()):
+        raise UsageError(f"{prefixed(recovery[0])}: none of these steps trains; recover after them would, or qat")
     return found
 
 
@@ -85,6 +89,11 @@ def compose(rung: str, overrides: Sequence[str], recovery: Sequence[str]) -> Cha
     from hydra.errors import HydraException
 
     own, others = divided(overrides)
+    if strange := [o for o in others if group(o) not in ("compression", "calibration")]:
+        raise UsageError(
+            f"ladder: {rung}: {strange[0]} is for all rungs, on the command line; compression…, calibration@… and "
+            f"{RECOVERY}… are a rung's own"
+        )
     try:
         composed = hydra.compose("compress", ["model=none", *others])
     except HydraException as error:

@@ -49,7 +49,7 @@ class State:
 
     def __str__(self) -> str:
         parts = [f"{self.count('done')} of {self.total or len(self.cells)} cells done"]
-        for status in ("running", "pruned", "failed", "killed", "interrupted"):
+        for status in ("running", "trained", "pruned", "failed", "killed", "interrupted"):
             if self.count(status):
                 parts.append(f"{self.count(status)} {status}")
         if self.seconds_left:

@@ -1,5 +1,6 @@
 """`unitsphere table PATH…`: runs as a paper's table, with what is unequal among them."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,10 +50,16 @@ def main(arguments: Sequence[str]) -> None:
         raise UsageError("table: name one or more folders of runs, e.g. outputs")
     records, given = found(paths)
     options = {**given, **options}
-    if any("rungs" in record.info for record in records):
-        ladder(records, options)
-    else:
-        show(records, options)
+    from unitsphere.report import ladder as ladders
+
+    parts = ladders.parts(records)
+    runs = [record for record in records if record not in parts]
+    if not runs:
+        return ladder(parts, options)
+    show(runs, options)
+    if parts:
+        of = dict.fromkeys(str(record.folder.parent) for record in parts if "rungs" in record.info)
+        sys.stdout.write(f"left out: ladders of compression, which are tables of their own: {', '.join(of)}\n")
 
 
 def found(paths: Sequence[str]) -> "tuple[list[Record], Mapping[str, str]]":

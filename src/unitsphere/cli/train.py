@@ -169,12 +169,20 @@ def resume(path: str) -> float:
 
 
 def go(run: Run, callbacks: Sequence[Any] = ()) -> float:
-    """Train in a run's folder from its saved configuration, and print what came out.
+    """Train in a run's folder from its saved configuration, print what came out, and compress it, where it is to be. A
+    run of which only the latter is missing is not trained again.
 
     Args:
         run: Its folder.
         callbacks: Lightning's, besides those of the configuration.
     """
+    if run.info["status"] != "trained":
+        _train(run, callbacks)
+    compress.after_training(run)
+    return chosen_by(run)
+
+
+def _train(run: Run, callbacks: Sequence[Any]) -> None:
     from unitsphere.report import table
     from unitsphere.training.run import train
 
@@ -192,8 +200,6 @@ def go(run: Run, callbacks: Sequence[Any] = ()) -> float:
     if metrics:
         table.show(table.before_after(metrics, info["best_step"], info["steps"]))
     table.show(f"{run.folder}  ({info['wall_seconds']:.0f} s, {info['peak_memory_gib']} GiB)")
-    compress.after_training(run)
-    return chosen_by(run)
 
 
 def _report(run: Run) -> None:

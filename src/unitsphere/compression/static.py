@@ -37,6 +37,7 @@ class Static(Step):
     """
 
     stage = "before"
+    network = False
 
     def __init__(self, dim: int | None = 256, a: float = 1e-3, frequencies: Literal["texts", "zipf"] = "texts"):
         self.ways = {"texts": _counted, "zipf": _zipf}

@@ -63,11 +63,13 @@ class Step(ABC):
         recovery: Overrides of train.yaml for a run that starts from what `apply` returned; in them `{original}` is the
             folder of the model that the chain began with. Empty where it needs no training.
         undone: Whether a training after it would undo it.
+        network: Whether what it leaves has one, which a later step of weights or of what is executed could change.
     """
 
     stage: ClassVar[Stage]
     ends: ClassVar[bool] = False
     undone: ClassVar[bool] = False
+    network: ClassVar[bool] = True
     recovery: Sequence[str] = ()
 
     @abstractmethod
@@ -108,6 +110,11 @@ def check_chain(steps: Mapping[str, Any]) -> None:
                 raise UsageError(
                     f"compression={','.join(steps)}: {name} {WHAT[step.stage]} and cannot come after {earlier}, which "
                     f"{WHAT[last.stage]}. An order that fits: [{','.join(_in_order(steps))}]"
+                )
+            if not last.network and step.stage != "vector":
+                raise UsageError(
+                    f"compression={','.join(steps)}: {earlier} leaves no network, and {name} {WHAT[step.stage]}: only "
+                    "what changes vectors can come after it"
                 )
             if step.stage == last.stage == "after":
                 raise UsageError(

@@ -25,7 +25,7 @@ CHUNK = 8192
 
 
 class CrossEncoder:
-    """Scores pairs of texts: its first logit. It computes on the GPU where there is one.
+    """Scores pairs of texts: its one logit. It computes on the GPU where there is one.
 
     Args:
         path: A run of loss=cross_encoder, a model folder or a hub id.
@@ -34,7 +34,7 @@ class CrossEncoder:
             `reader.pass_tokens`.
 
     Raises:
-        UsageError: No cross-encoder is there.
+        UsageError: No cross-encoder is there, or one with more than one logit.
     """
 
     def __init__(self, path: str, max_length: int = 256, batch_tokens: int | None = None):
@@ -49,6 +49,11 @@ class CrossEncoder:
             raise UsageError(
                 f"{path}: this model has no classifier, so it is no cross-encoder. Train one: python train.py "
                 f"loss=cross_encoder eval=none select=last encoder=hub encoder.path={path} data=…"
+            )
+        if model.config.num_labels != 1:
+            raise UsageError(
+                f"{path}: it sorts pairs into {model.config.num_labels} classes and says not which of them means that "
+                "they fit; a reranker gives one score."
             )
         attend_fast(model)
         multiply_fast(model)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import processors
+from tokenizers import normalizers, processors
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
 
@@ -136,6 +136,9 @@ def transformer(
         raise UsageError(_why(path, folder, error)) from error
     if layers is not None:
         keep_layers(model, layers)
+    customary = _customary(folder)
+    if customary.get("do_lower_case"):
+        _lower_case(tokenizer)
     if append_eos:
         _append_eos(tokenizer)
     if lora is not None:
@@ -150,7 +153,7 @@ def transformer(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable()
     limit = longest_input(config, tokenizer)
-    encoder = TransformerEncoder(model, tokenizer, min(max_length or _customary(folder) or limit, limit))
+    encoder = TransformerEncoder(model, tokenizer, min(max_length or customary.get("max_seq_length") or limit, limit))
     encoder.source = source
     return encoder
 
@@ -199,7 +202,15 @@ def longest_input(config: Any, tokenizer: Any) -> int:
     return int(min(limits))
 
 
-def _customary(folder: Path | None) -> int | None:
-    """The length to which sentence-transformers would cut, where the folder says one."""
+def _customary(folder: Path | None) -> dict[str, Any]:
+    """How sentence-transformers would read texts, where the folder says it."""
     settings = folder / "sentence_bert_config.json" if folder else None
-    return json.loads(settings.read_text()).get("max_seq_length") if settings and settings.exists() else None
+    return json.loads(settings.read_text()) if settings and settings.exists() else {}
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Let the tokenizer itself lower its texts' letters, as sentence-transformers does for `do_lower_case`."""
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is None or backend.normalizer.normalize_str("A") != "a":
+        before = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from unitsphere import paths
-from unitsphere.runs import processor
+from unitsphere.process import processor
 from unitsphere.types import Embed
 
 GIB = 2**30

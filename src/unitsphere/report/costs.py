@@ -8,9 +8,10 @@ from statistics import fmean
 from omegaconf import DictConfig, OmegaConf
 
 from unitsphere.errors import UsageError
+from unitsphere.process import processor
 from unitsphere.report.comparability import is_name
 from unitsphere.report.records import Record, find, leaves
-from unitsphere.runs import processor
+from unitsphere.runs import MODEL_IS_THERE
 
 DECISIVE = ("encoder.path", "encoder.layers", "encoder._target_", "encoder.lora")
 
@@ -37,7 +38,11 @@ def past(outputs: Path) -> list[Record]:
     except UsageError:
         return []
     own = processor()
-    return [r for r in records if r.info["status"] == "done" and "steps" in r.info and r.info.get("processor") == own]
+    return [
+        r
+        for r in records
+        if r.info["status"] in MODEL_IS_THERE and "steps" in r.info and r.info.get("processor") == own
+    ]
 
 
 def estimate(config: DictConfig, choices: Mapping[str, str | None], known: Sequence[Record]) -> Cost | None:

@@ -65,23 +65,20 @@ class Rung:
     latency_p99: float | None = None
 
 
+def parts(records: Sequence[Record]) -> list[Record]:
+    """Those of records that are ladders, or runs that these have made."""
+    ladders = {record.folder.resolve() for record in records if "rungs" in record.info}
+    return [r for r in records if r.folder.resolve() in ladders or ladders & set(r.folder.resolve().parents)]
+
+
 def find(records: Sequence[Record]) -> list[Record]:
-    """Those of records that are ladders and finished; what else lies in their folders are parts of them.
+    """Those of records that are ladders and finished.
 
     Raises:
-        UsageError: Other runs are among them, or ladders of different models, or rungs of one name that were made or
-            measured in different ways.
+        UsageError: None is finished, they are of different models, or rungs of one name were made or measured in
+            different ways.
     """
     ladders = [record for record in records if "rungs" in record.info]
-    if not ladders:
-        return []
-    of_them = [ladder.folder.resolve() for ladder in ladders]
-    for record in records:
-        if "rungs" not in record.info and not any(f in record.folder.resolve().parents for f in of_them):
-            raise UsageError(
-                f"{record.folder} is no ladder of compression, as {ladders[0].folder} is, and they are tables of their "
-                "own: name a folder that holds only one of the two kinds"
-            )
     for ladder in ladders:
         if ladder.info["status"] != "done":
             warnings.warn(f"{ladder.folder}: {ladder.info['status']}, so it is left out", stacklevel=2)

@@ -48,7 +48,8 @@ def written(value: Any) -> str:
 
 
 def find(paths: Iterable[str | Path]) -> list[Record]:
-    """The records in these folders, or anywhere below them, in the order of their names.
+    """The records in these folders, or anywhere below them, in the order of their names. What a run has made smaller in
+    its own folder (`compression=…`) is found where that is named.
 
     An evaluation of a run has that run's settings, with its own metrics; one of any other model has loss=untrained.
 
@@ -58,12 +59,21 @@ def find(paths: Iterable[str | Path]) -> list[Record]:
     found: dict[Path, Record] = {}
     for path in paths:
         top = Path(path).expanduser()
-        files = [top / "run.json"] if (top / "run.json").exists() else sorted(top.rglob("run.json"))
+        below = (file for file in sorted(top.rglob("run.json")) if not _of_a_run(file, top))
+        files = [top / "run.json"] if (top / "run.json").exists() else list(below)
         if not files:
             raise UsageError(f"{path}: no run is there" + ("" if top.exists() else ", and no such folder") + ".")
         for file in files:
             found[file.parent.resolve()] = read(file.parent)
     return list(found.values())
+
+
+def _of_a_run(file: Path, top: Path) -> bool:
+    """Whether it is of a ladder in a run's folder, both of them below `top`."""
+    return any(
+        place.name == "compressed" and top in place.parents and (place.parent / "run.json").exists()
+        for place in file.parents
+    )
 
 
 def read(folder: Path) -> Record:

@@ -11,6 +11,7 @@ from unitsphere.errors import UsageError
 from unitsphere.report import comparability
 from unitsphere.report.records import Record
 from unitsphere.report.significance import Difference, difference
+from unitsphere.runs import MODEL_IS_THERE
 
 LOWER_IS_BETTER = ("alignment", "uniformity", "mean_cosine", "loss")
 STS = tuple(f"test/sts/{task}" for task in ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr", "avg"))
@@ -82,8 +83,8 @@ def sheet(
     Raises:
         UsageError: Nothing is left to show, a metric or key is in no run, or protocols differ.
     """
-    done = [r for r in records if r.info["status"] == "done"]
-    notes = [f"left out: {r.folder} is {r.info['status']}" for r in records if r.info["status"] != "done"]
+    done = [r for r in records if r.info["status"] in MODEL_IS_THERE]
+    notes = [f"left out: {r.folder} is {r.info['status']}" for r in records if r.info["status"] not in MODEL_IS_THERE]
     if not done:
         raise UsageError("no run is done: " + "; ".join(notes))
     names = _metrics(done, metrics)

@@ -6,7 +6,7 @@ from wandb.sdk.wandb_run import Run as WandbRun
 
 from unitsphere.report.pictures import pictures
 from unitsphere.report.table import compared
-from unitsphere.runs import Run
+from unitsphere.runs import MODEL_IS_THERE, Run
 
 
 def finish(run: Run) -> None:
@@ -16,7 +16,7 @@ def finish(run: Run) -> None:
     """
     if wandb.run is None:
         return
-    done = run.info["status"] == "done"
+    done = run.info["status"] in MODEL_IS_THERE
     if done:
         _send(wandb.run, run)
     wandb.finish(exit_code=0 if done else 1)

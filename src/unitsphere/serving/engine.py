@@ -172,7 +172,8 @@ class Engine:
             raise Refused(413, f"{len(texts)} texts, and {limits.texts} are taken at once (limits.texts)", "texts")
         for i, text in enumerate(texts):
             if len(prompt) + len(text) > limits.characters:
-                said = f"has {len(text)} characters, and {limits.characters} are read (limits.characters)"
+                own = f"has {len(text)} characters" + f" and its prompt {len(prompt)}" * bool(prompt)
+                said = f"{own}, and {limits.characters} are read (limits.characters)"
                 raise _too_long(field, i, said)
 
     def _refuse_long(self, cuts: Sequence[bool], limit: int | None, cut: bool | None, field: str = "texts") -> None:

@@ -71,7 +71,8 @@ def train(config: DictConfig, run: Run, callbacks: Sequence[pl.Callback] = ()) -
         if not run.writes:
             leave()
         wall = round(time.monotonic() - began, 1)
-        run.note(status="done", error=None, wall_seconds=wall, peak_memory_gib=_peak_gib())
+        status = "trained" if config.get("compression") else "done"  # what compresses it comes after this
+        run.note(status=status, error=None, wall_seconds=wall, peak_memory_gib=_peak_gib())
     return metrics
 
 
@@ -86,6 +87,8 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
             "eval=none select=last, and score it as a reranker: unitsphere evaluate model=… eval=[retrieval,hybrid] "
             "eval.hybrid.reranker=RUN"
         )
+    if not loss.embeds and config.get("compression"):
+        raise UsageError("what this loss trains does not embed texts, and compression=… is for what does")
     rows, prepared = prepare(data.splits.train, steps, config.seed)
     for column in loss.needs:
         if getattr(rows, column) is None:  # a mixture keeps the columns that all of its sources have
