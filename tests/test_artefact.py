@@ -264,3 +264,73 @@ def test_nor_does_the_file_of_its_code(tmp_path):
     with pytest.raises(UsageError, match=r"code.json: _target_=test_artefact.called"):
         artefact.load(tmp_path / "model")
     assert not CALLED
+
+
+def library_folder(tmp_path, *modules, lower=False):
+    """A folder that sentence-transformers itself has written, and its model."""
+    library = pytest.importorskip("sentence_transformers", reason="a dev dependency")
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+
+    tiny().model.save_pretrained(tmp_path / "bert")
+    tiny().tokenizer.save_pretrained(tmp_path / "bert")
+    made = {"normalize": Normalize, "pooling": lambda: Pooling(32)}
+    first = Transformer(str(tmp_path / "bert"), do_lower_case=lower)
+    model = library.SentenceTransformer(
+        modules=[first, *(made[m]() if isinstance(m, str) else m for m in modules)], device="cpu"
+    )
+    model.save(str(tmp_path / "theirs"))
+    return tmp_path / "theirs", model
+
+
+def dense(width, out, **options):
+    from sentence_transformers.models import Dense
+
+    return Dense(width, out, **{"bias": False, "activation_function": torch.nn.Identity(), **options})
+
+
+def test_linear_maps_in_a_row_are_one(tmp_path):
+    folder, model = library_folder(tmp_path, "pooling", dense(32, 96), dense(96, 24), "normalize")
+    embedder = artefact.load(folder)
+    assert embedder.dim == 24 and embedder.normalize
+    np.testing.assert_allclose(embedder.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("modules", "named"),
+    [
+        (lambda: ["pooling", dense(32, 32, use_residual=True)], "this Dense has no counterpart"),
+        (lambda: ["pooling", dense(32, 32, bias=True)], "this Dense has no counterpart"),
+        (lambda: ["pooling", dense(32, 32, activation_function=torch.nn.Tanh())], "this Dense has no counterpart"),
+        (lambda: ["pooling", "normalize", dense(32, 32)], "none in this place"),
+    ],
+)
+def test_what_would_give_other_vectors_is_refused(tmp_path, modules, named):
+    folder, _ = library_folder(tmp_path, *modules())
+    with pytest.raises(UsageError, match=named):
+        artefact.load(folder)
+
+
+def test_a_length_of_queries_alone_is_refused(tmp_path):
+    folder, _ = library_folder(tmp_path, "pooling")
+    said = json.loads((folder / "sentence_bert_config.json").read_text())
+    (folder / "sentence_bert_config.json").write_text(json.dumps(said | {"query_length": 4}))
+    with pytest.raises(UsageError, match="query_length=4 has no counterpart"):
+        artefact.load(folder)
+
+
+def test_letters_are_lowered_where_sentence_transformers_lowers_them(tmp_path):
+    _, folder = saved(tmp_path)
+    (folder / "unitsphere.yaml").unlink()
+    said = json.loads((folder / "sentence_bert_config.json").read_text())
+    tokenizer = artefact.load(folder).encoder.tokenizer
+    tokenizer.backend_tokenizer.normalizer = None  # a cased one
+    tokenizer.save_pretrained(folder)
+    cased = artefact.load(folder).encode(["A Red Fish", "a red fish"])
+    assert not np.allclose(cased[0], cased[1])
+    (folder / "sentence_bert_config.json").write_text(json.dumps(said | {"do_lower_case": True}))
+    lowered = artefact.load(folder)
+    np.testing.assert_array_equal(lowered.encode(["A Red Fish"]), lowered.encode(["a red fish"]))
+    artefact.save(lowered, tmp_path / "again")
+    np.testing.assert_array_equal(
+        artefact.load(tmp_path / "again").encode(["A RED fish"]), lowered.encode(["a red fish"])
+    )

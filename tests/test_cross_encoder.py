@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from conftest import composed
 from making import batch_of_texts, encoded, model
@@ -269,3 +269,14 @@ def test_an_evaluator_of_embeddings_does_not_choose_its_checkpoint(tmp_path, pai
     with pytest.raises(SystemExit):
         train(["encoder=tiny", "loss=cross_encoder", "data=pairs", f"data.path={pairs}", f"outputs={tmp_path}"])
     assert "eval=none select=last" in capsys.readouterr().err
+
+
+def test_classes_are_no_score(tmp_path):
+    """Which of two or three classes means that texts fit, no file says; the first one often means that they do not."""
+    config = BertConfig(
+        vocab_size=2000, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=2
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny().tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="into 2 classes"):
+        CrossEncoder(str(tmp_path))
