@@ -174,6 +174,8 @@ class Run:
 
     def add_items(self, stage: str, items: "Mapping[str, pd.DataFrame]") -> None:
         """Write scores/<stage>/<task>.parquet, one row a query or pair."""
+        if not self.writes:
+            return
         folder = self.folder / "scores" / stage
         folder.mkdir(parents=True, exist_ok=True)
         for task, table in items.items():

@@ -150,8 +150,18 @@ def settle(config: DictConfig, at_once: int = 1) -> str:
 
 
 def joined() -> Run | None:
-    """The run of the process that started this one as a further rank of it; None in the first process."""
+    """The run of the process that started this one as a further rank of it; None in the first process.
+
+    Raises:
+        UsageError: Something else has started several, which would make a run each.
+    """
     folder = os.environ.get(RUN_OF_RANKS)
+    for variable in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if folder is None and int(os.environ.get(variable) or 1) > 1:
+            raise UsageError(
+                f"{variable}={os.environ[variable]}: torchrun, srun or the like has started several processes. Start "
+                "one, on one machine; trainer=ddp trainer.devices=N starts the others"
+            )
     return Run(Path(folder), writes=False) if folder and int(os.environ.get("LOCAL_RANK", "0")) > 0 else None
 
 

@@ -41,7 +41,7 @@ class Distillation(Loss):
         model = self.make()
         self.teacher_normalizes: bool = model.normalize
         self.width: int = model.dim
-        self.teacher = embedding_teacher(model, next(embedder.parameters()).device, self.max_length)
+        self.teacher = embedding_teacher(model, self.max_length)
 
     def mine(self, e: Embeddings) -> dict[str, Tensor]:
         """Column -> this rank's student vectors (r, D)."""

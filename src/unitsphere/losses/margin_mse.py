@@ -46,8 +46,7 @@ class MarginMSE(Loss):
                     "around 10. Set embedder.normalize=false as the paper does, or loss.scale=10"
                 )
             scorer = self.make()
-            scorer.model.to(next(embedder.parameters()).device)
-            self.teacher = Teacher(scorer, 1, f"{digest(scorer.model)} {scorer.max_length}")
+            self.teacher = Teacher(scorer, 1, f"{digest(scorer.model)} {scorer.max_length}", scorer.model)
 
     def forward(self, e: Embeddings) -> LossOutput:
         assert e.positives is not None and e.negatives is not None

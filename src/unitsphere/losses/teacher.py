@@ -24,10 +24,13 @@ class Teacher:
         answer: A list of R questions -> (R, D) array.
         width: D.
         identity: Of the teacher and its settings; equal identities share their answers.
+        model: What answers, where torch computes it: it moves to where the answers are wanted.
     """
 
-    def __init__(self, answer: Callable[[list[Any]], np.ndarray], width: int, identity: str):
-        self.answer, self.width = answer, width
+    def __init__(
+        self, answer: Callable[[list[Any]], np.ndarray], width: int, identity: str, model: nn.Module | None = None
+    ):
+        self.answer, self.width, self.model = answer, width, model
         folder = paths.cache() / "teachers"
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.sqlite"
@@ -47,6 +50,8 @@ class Teacher:
                     known[key] = row[0]
             new = {key: q for key, q in zip(keys, questions, strict=True) if key not in known}
             if new:
+                if self.model is not None:
+                    self.model.to(device)
                 with torch.autocast(device.type, enabled=False):  # the student's precision is not the teacher's
                     answers = np.asarray(self.answer(list(new.values())), dtype=np.float32)
                 fresh = {key: row.tobytes() for key, row in zip(new, answers, strict=True)}
@@ -60,16 +65,16 @@ class Teacher:
         return sqlite3.connect(self.file, timeout=120)
 
 
-def embedding_teacher(embedder: Any, device: torch.device, max_length: int | None) -> Teacher:
+def embedding_teacher(embedder: Any, max_length: int | None) -> Teacher:
     """A teacher that answers texts (role, text), or (role, text, instruction), with an embedder's vectors.
 
     Args:
-        embedder: Any `Model`. One of torch's is frozen here and moved to `device`.
-        device: Where it computes, and where the answers go.
+        embedder: Any `Model`. One of torch's is frozen here.
         max_length: Tokens it reads of a text; None is its limit.
     """
-    if isinstance(embedder, nn.Module):
-        embedder.requires_grad_(False).to(device).eval()
+    network = embedder if isinstance(embedder, nn.Module) else None
+    if network is not None:
+        network.requires_grad_(False).eval()
 
     def answer(questions: list[tuple[str, ...]]) -> np.ndarray:
         out = np.empty((len(questions), embedder.dim), dtype=np.float32)
@@ -80,4 +85,4 @@ def embedding_teacher(embedder: Any, device: torch.device, max_length: int | Non
             out[rows] = embedder.embed([questions[i][1] for i in rows], role, max_length, *given)
         return out
 
-    return Teacher(answer, embedder.dim, f"{embedder.identity()} {max_length}")
+    return Teacher(answer, embedder.dim, f"{embedder.identity()} {max_length}", network)

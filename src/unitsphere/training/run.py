@@ -14,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
 
@@ -32,8 +33,9 @@ from unitsphere.process import forget_peak, leave, peak_memory, quiet
 from unitsphere.runs import Run, provenance
 from unitsphere.training import curves
 from unitsphere.training.module import EmbeddingModule
-from unitsphere.training.selection import LAST_STEP
-from unitsphere.training.sharding import sharded, whole
+from unitsphere.training.selection import LAST_STEP, saved_step
+from unitsphere.training.sharding import sharded, take, whole
+from unitsphere.training.together import SharedEmbed, clock, together
 from unitsphere.types import Evaluator, Loss, Result
 
 LAST = "checkpoints/last.ckpt"
@@ -113,7 +115,8 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
         raise UsageError(f"{run.folder}: the data is not what this run was trained on; it cannot be resumed.")
     run.note(data=read)
     trainer = _build_trainer(config, run, more)
-    embedder = build_embedder(config, trainer.strategy.root_device)
+    divides = isinstance(trainer.strategy, ModelParallelStrategy)  # layer by layer: no GPU has to hold the whole
+    embedder = build_embedder(config, CPU if divides else trainer.strategy.root_device)
     loss.attach(embedder)
     loss.train()  # networks that it loaded come in the mode of evaluation
     if loss.views == 0:
@@ -138,32 +141,32 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
         embedder=embedder.protocol(),
     )
     run.note_cut("train", _of_training(batches), "data.max_length")
+    first = saved_step(checkpoint) if run.writes and checkpoint else 0
     if run.writes:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint else {"global_step": -1}
-        curves.cut(run.folder / "metrics.csv", state["global_step"])
-        if checkpoint is None:
-            _score(run, "before", test, embedder, config)
+        curves.cut(run.folder / "metrics.csv", first if checkpoint else -1)
+    if checkpoint is None and divides:
+        before = pl.callbacks.LambdaCallback(on_train_start=lambda *_: _score(run, "before", test, embedder, config))
+        trainer.callbacks.insert(0, before)
+    elif checkpoint is None and run.writes:
+        _score(run, "before", test, embedder, config)
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(config))
     torch.manual_seed(config.seed + trainer.global_rank)  # each rank has its own dropout
     untrained = partial(remembered, embedder, config.get("vector_cache") or 0)
     module = EmbeddingModule(embedder, loss, optim, dev, config.get("eval_seconds"), untrained)
     device = next(embedder.parameters()).device
-    began, first = time.monotonic(), state["global_step"] if run.writes and checkpoint else 0
+    began = time.monotonic()
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     run.note(train_seconds=round(time.monotonic() - began, 1), train_steps=trainer.global_step - first)
     run.note_cut("train", _of_training(batches), "data.max_length")  # rows on disk are tokenised as training goes
     run.note_cut("dev", module.read_dev, EVALUATION)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    weights = whole(embedder) if sharded(embedder) else None
-    if not run.writes:
+    if not (run.writes or divides):
         return {}
 
-    if weights is not None:  # the other ranks are gone: from here on rank 0 has it all
-        embedder = build_embedder(config, device)
-        embedder.load_state_dict(weights)
-    embedder.to(device)  # Lightning leaves it on the CPU
+    if not divides:
+        embedder.to(device)  # Lightning leaves it on the CPU
     selection = trainer.checkpoint_callback
     run.note(
         steps=trainer.global_step, best_step=selection.best_step, selected=selection.selected, looks=selection.looks
@@ -173,15 +176,15 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
             run.add_metrics({f"dev/{k}": v for k, v in look["metrics"].items()})
     if selection.best_step != trainer.global_step:
         _score(run, "last", test, embedder, config)
-        embedder.load_state_dict(load_file(run.folder / BEST))
+        take(embedder, load_file(run.folder / BEST))
         embedder.encoder.headed = ()  # a head of the last step does not belong to an earlier encoder
-    artefact.save(embedder, run.folder / "model")
+    _save(run, embedder, config)
     result = _score(run, "test", test, embedder, config)
     run.note(protocol=result.protocol, primary=result.primary)
     if selection.best_step == trainer.global_step:
         run.add_metrics({f"last/{k}": v for k, v in result.metrics.items()})
         run.add_items("last", result.items)
-    return run.metrics
+    return run.metrics if run.writes else {}
 
 
 def check_needs(loss: Loss, columns: Collection[str]) -> None:
@@ -258,15 +261,30 @@ def _build_trainer(config: DictConfig, run: Run, more: Sequence[pl.Callback]) ->
         raise UsageError(f"trainer: {error}") from error
 
 
+def _save(run: Run, embedder: Embedder, config: DictConfig) -> None:
+    """Write model/. Of several ranks every one must call this where they have divided the weights."""
+    if sharded(embedder):
+        weights = whole(embedder)
+        if not run.writes:
+            return
+        embedder = build_embedder(config)
+        embedder.load_state_dict(weights)
+    artefact.save(embedder, run.folder / "model")
+
+
 def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder, config: DictConfig) -> Result:
+    """On test, into the run's folder. Every rank must call this where they have divided the weights."""
     embed, seconds = embedder.embed, config.get("eval_seconds")
-    if stage == "before":  # only the untrained model will be scored again, by other runs
+    if stage == "before" and not sharded(embedder):  # only the untrained model will be scored again, by other runs
         embed = remembered(embedder, config.get("vector_cache") or 0)
     with embedder.counting() as read:
-        result = score(test, embed, seconds)
+        if sharded(embedder):
+            shared = SharedEmbed(embed, embedder.device, divide=False)
+            result = together(lambda: score(test, shared, seconds, clock))
+        else:
+            result = score(test, embed, seconds)
     run.note_cut("test", read, EVALUATION)
-    for line in remarks(result, seconds):
-        sys.stdout.write(f"{stage}/{line}\n")
+    _say(run, *(f"{stage}/{line}" for line in remarks(result, seconds)))
     run.add_metrics({f"{stage}/{k}": v for k, v in result.metrics.items()})
     run.add_items(stage, result.items)
     return result

@@ -1,6 +1,7 @@
 """Score on dev, keep the best weights (those before training are a candidate), and save what resuming needs."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,11 +131,21 @@ class Selection(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         file = self._folder(trainer) / "last.ckpt"
         part = file.with_suffix(".writing")
-        trainer.save_checkpoint(part)
+        trainer.save_checkpoint(part)  # DeepSpeed's is a folder, into which every rank writes
         if trainer.is_global_zero:
+            if file.is_dir():
+                file.replace(file.with_suffix(".before"))
             part.replace(file)
+            shutil.rmtree(file.with_suffix(".before"), ignore_errors=True)
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         folder = Path(trainer.default_root_dir) / "checkpoints"
         folder.mkdir(exist_ok=True)
         return folder
+
+
+def saved_step(checkpoint: Path) -> int:
+    """The optimiser step at whose end a `last.ckpt` was written."""
+    one = checkpoint.is_file()
+    file = checkpoint if one else checkpoint / "checkpoint" / "mp_rank_00_model_states.pt"  # DeepSpeed's
+    return int(torch.load(file, map_location="cpu", weights_only=one)["global_step"])

@@ -4,10 +4,11 @@ Paper: Zhao et al. 2023, PyTorch FSDP, https://arxiv.org/abs/2304.11277. Code re
 A transformer layer is gathered just before it computes and let go after; gradients are the mean over ranks, as in DDP.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from unitsphere.embedder import Embedder
@@ -41,3 +42,11 @@ def whole(embedder: Embedder) -> dict[str, Tensor]:
     """All weights on the CPU. Every rank must call this; where they are sharded, rank 0 alone gets them."""
     state: Any = get_model_state_dict(embedder, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {name: weight.contiguous() for name, weight in state.items()}
+
+
+def take(embedder: Embedder, weights: Mapping[str, Tensor]) -> None:
+    """Replace all weights. Where they are sharded, every rank must call this, with all of them, and keeps its part."""
+    if sharded(embedder):
+        set_model_state_dict(embedder, dict(weights), options=StateDictOptions(full_state_dict=True))
+    else:
+        embedder.load_state_dict(weights)
