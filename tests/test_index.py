@@ -179,3 +179,29 @@ def test_an_evaluation_searches_with_the_index_that_it_names():
     graph = retrieval("index@eval.retrieval.index=hnsw")(embed)
     assert graph.protocol["words"]["search"] == "HNSW32,Flat, efSearch 128, 100 deep"
     assert graph.metrics["words/recall@10"] == pytest.approx(exact.metrics["words/recall@10"], abs=0.05)
+
+
+def test_exact_search_is_on_the_gpu_where_faiss_has_one(monkeypatch):
+    """There is none here: what would be called is stood in for by the same on the CPU."""
+    documents, queries, calls = some(300), some(20, seed=1), []
+    expected = search(queries, documents, 5)
+
+    def knn_gpu(resources, xq, xb, k, metric):
+        calls.append(resources)
+        return faiss.knn(xq, xb, k, metric=metric)
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
+    found = search(queries, documents, 5)
+    assert calls == ["resources"]
+    np.testing.assert_array_equal(found[1], expected[1])
+    search(queries, some(3000), 2500)  # more than Faiss finds there
+    assert calls == ["resources"]
+
+
+def test_every_list_has_enough_to_learn_from():
+    documents = some(4000)
+    made = index("ivf_pq", factory="IVF{lists},PQ8np", train_rows=10)
+    made.build(documents)  # Faiss refuses fewer vectors than lists
+    assert made.search(documents[:3], 1)[1].shape == (3, 1)

@@ -27,7 +27,7 @@ from unitsphere.runs import write
 BASELINE = "original"
 UNITS = {
     "quality": ("%", "share of the original's first metric"),
-    "size": ("MB", "of the model on disk"),
+    "size": ("MB", "of weights, on disk"),
     "vector": ("bytes", "a stored vector"),
     "memory": ("MiB", "at most, loading and embedding"),
     "throughput": ("/s", "texts, in batches"),
@@ -47,7 +47,7 @@ class Rung:
     Attributes:
         name: How it is called.
         steps: Its compression=[…], and what else was given.
-        size: Bytes of the model on disk.
+        size: Bytes of its weights (graphs, tables) on disk; a tokenizer comes besides.
         vector: Bytes of a stored vector.
         memory: MiB that loading and embedding take at most; None where it was not measured.
         throughput, latency_p50, latency_p99, speedup, speedup_one: See `bench.speed.Speed`; None likewise.
@@ -224,7 +224,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def plotted(found: pd.DataFrame, metric: str) -> Figure:
-    """Quality against bytes on disk, time for a text, and bytes a vector, each with its Pareto front."""
+    """Quality against bytes of weights, time for a text, and bytes a vector, each with its Pareto front."""
     costs = {
         "model, MB": found["size"] / 1e6,
         "time for a text over the original's, in batches": 1 / found["speedup"].astype(float),
@@ -269,7 +269,7 @@ def conditions(target: str) -> list[tuple[str, str, float]]:
 
 
 def smallest(found: pd.DataFrame, primary: str, target: str) -> str | None:
-    """The name of the rung with the fewest bytes on disk, then a vector, that meets every condition; None if none."""
+    """The rung with the fewest bytes of weights, then of a vector, that meets every condition; None if none does."""
     of = {
         "quality": 100 * found.get(f"{primary} kept", pd.Series(index=found.index, dtype=float)).fillna(1.0),
         "size": found["size"] / 1e6,

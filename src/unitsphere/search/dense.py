@@ -5,6 +5,7 @@ https://doi.org/10.1109/TPAMI.2010.57; Malkov & Yashunin 2018, HNSW, https://arx
 """
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import faiss
@@ -15,11 +16,13 @@ from unitsphere.search.index import Index
 from unitsphere.search.vectors import VectorFile, blocks
 
 BLOCK = 65536
+MOST_ON_GPU = 2048  # neighbours that Faiss finds there
 CUSTOMARY = 39  # vectors for a centroid, as Faiss has it
 
 
 def search(queries: np.ndarray, documents: np.ndarray | VectorFile, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` documents with the largest dot product for each query, exactly, a block of documents at a time.
+    """The `k` documents with the largest dot product for each query, exactly, a block of documents at a time; on a GPU
+    where Faiss has one (the extra `gpu`).
 
     Args:
         queries: (Q, D) float32.
@@ -32,8 +35,10 @@ def search(queries: np.ndarray, documents: np.ndarray | VectorFile, k: int) -> t
     k = min(k, len(documents))
     best = faiss.ResultHeap(len(queries), k, keep_max=True)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
+    on_gpu = faiss.get_num_gpus() > 0 and k <= MOST_ON_GPU
+    nearest = partial(faiss.knn_gpu, faiss.StandardGpuResources()) if on_gpu else faiss.knn
     for start, block in blocks(documents, BLOCK):
-        scores, rows = faiss.knn(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
+        scores, rows = nearest(queries, block, min(k, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
         best.add_result(np.ascontiguousarray(scores), np.ascontiguousarray(rows + start))
     best.finalize()
     return best.D, best.I
@@ -66,7 +71,7 @@ class Approximate(Index):
             "SQ8" (D bytes a document) or "PQ48np" (48) in place of "Flat" (4 D).
         nprobe: Inverted lists read a query; more of them miss less.
         ef_search: Candidates that HNSW keeps while it walks; likewise.
-        train_rows: Documents (the first ones) from which lists, ranges and centroids are learned.
+        train_rows: Documents (the first ones) from which lists, ranges and centroids are learned; at least 39 a list.
 
     Raises:
         UsageError: One of these is below 1.
@@ -87,7 +92,7 @@ class Approximate(Index):
         self._call(lists)
         try:
             self._index = faiss.index_factory(documents.shape[1], name, faiss.METRIC_INNER_PRODUCT)
-            _, first = next(blocks(documents, self.train_rows))
+            _, first = next(blocks(documents, max(self.train_rows, CUSTOMARY * lists * ("IVF" in name))))
             _tell_of_few(self._index, name, len(first))
             self._index.train(first)
         except RuntimeError as error:

@@ -79,7 +79,7 @@ def create_app(
         if not body.input:
             raise Refused(400, "input: at least one text", "input")
         width = _width(body.dimensions, model)
-        answer = await asked(request, engine.embed(body.input, body.role, body.prompt))
+        answer = await asked(request, engine.embed(body.input, body.role, body.prompt, field="input"))
         vectors = _shaped(answer.values, width, model)
         shown = _base64(vectors) if body.encoding_format == "base64" else vectors.tolist()
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(shown)]

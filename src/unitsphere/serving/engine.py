@@ -103,7 +103,12 @@ class Engine:
                 thread.shutdown(cancel_futures=True)
 
     async def embed(
-        self, texts: Sequence[str], role: str | None = None, prompt: str | None = None, cut: bool | None = None
+        self,
+        texts: Sequence[str],
+        role: str | None = None,
+        prompt: str | None = None,
+        cut: bool | None = None,
+        field: str = "texts",
     ) -> Answer:
         """Vectors (N, dim) float32 of texts in their order; equal ones are computed once.
 
@@ -112,6 +117,7 @@ class Engine:
             role: As of `Model.encode`; None is the server's.
             prompt: Put before each, instead of the role's.
             cut: Whether those that are too long are cut; None is as the settings say.
+            field: Of the request that has them.
 
         Raises:
             Refused: By a limit, or for a role that the model does not know.
@@ -121,8 +127,8 @@ class Engine:
         if role not in (None, *self.roles):
             raise Refused(400, f"role: this model knows {', '.join(self.roles)}", "role", "unknown_role")
         prompt = self.model.prompt_of(role) if prompt is None else prompt
-        self._check(texts, prompt)
-        return await self._embed(texts, role, prompt, cut)
+        self._check(texts, prompt, field)
+        return await self._embed(texts, role, prompt, cut, field)
 
     async def _embed(
         self, texts: Sequence[str], role: str | None, prompt: str, cut: bool | None, field: str = "texts"
@@ -169,7 +175,7 @@ class Engine:
     def _check(self, texts: Sequence[str], prompt: str, field: str = "texts") -> None:
         limits = self.settings.limits
         if len(texts) > limits.texts:
-            raise Refused(413, f"{len(texts)} texts, and {limits.texts} are taken at once (limits.texts)", "texts")
+            raise Refused(413, f"{len(texts)} texts, and {limits.texts} are taken at once (limits.texts)", field)
         for i, text in enumerate(texts):
             if len(prompt) + len(text) > limits.characters:
                 own = f"has {len(text)} characters" + f" and its prompt {len(prompt)}" * bool(prompt)
