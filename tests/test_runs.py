@@ -12,7 +12,7 @@ import yaml
 
 from conftest import composed
 from unitsphere.cli.sweep import state
-from unitsphere.cli.train import settle, start
+from unitsphere.cli.train import RUN_OF_RANKS, joined, settle, start
 from unitsphere.errors import UsageError
 from unitsphere.process import processor
 from unitsphere.runs import Run, cell
@@ -101,3 +101,13 @@ def test_processors_of_one_name_are_told_apart(tmp_path):
     (tmp_path / "arm").write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
     assert processor(tmp_path / "x86") == "AMD EPYC (family 25, model 1)"
     assert processor(tmp_path / "arm") == processor(tmp_path / "nothing") == platform.processor()
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
+def test_processes_that_something_else_has_started_are_refused(monkeypatch, variable):
+    monkeypatch.delenv(RUN_OF_RANKS, raising=False)
+    monkeypatch.setenv(variable, "8")
+    with pytest.raises(UsageError, match=f"{variable}=8.*trainer.devices=N"):
+        joined()
+    monkeypatch.setenv(variable, "1")
+    assert joined() is None

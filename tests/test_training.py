@@ -412,7 +412,7 @@ def test_several_seeds_and_losses_in_one_command(pairs, tmp_path):
 @pytest.mark.parametrize(("trainer", "more"), [("ddp", ()), ("ddp", ("trainer.cache_tokens=64",)), ("fsdp", ())])
 def test_two_ranks_train_like_one(pairs, tmp_path, trainer, more):
     """Two processes that Lightning starts, without dropout: the same curves, one folder, the same model."""
-    curves, models = [], []
+    curves, models, untrained = [], [], []
     for option in ("default", trainer):
         line = overrides(pairs, tmp_path / option, f"trainer={option}", "encoder.depth=2", "embedder.projection_dim=16")
         command("train", *line, "encoder.dropout=0", "trainer.threads=1", *(more if option == trainer else ()))
@@ -421,6 +421,8 @@ def test_two_ranks_train_like_one(pairs, tmp_path, trainer, more):
         table = pd.read_csv(runs[0].folder / "metrics.csv")
         curves.append(table[table.metric == "train/loss"].value.to_numpy())
         models.append(artefact.load(runs[0].folder).encode(["a red fish", "x"]))
+        untrained.append({name: value for name, value in runs[0].metrics.items() if name.startswith("before/")})
+    assert untrained[0] == pytest.approx(untrained[1], abs=1e-6) and untrained[0]
     assert curves[0] == pytest.approx(curves[1], abs=1e-4) and len(curves[0]) == 12
     assert models[0] == pytest.approx(models[1], abs=1e-3)
 

@@ -7,9 +7,11 @@ A transformer layer is gathered just before it computes and let go after; gradie
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unitsphere.embedder import Embedder
 from unitsphere.encoders.layers import layer_list
@@ -44,9 +46,14 @@ def whole(embedder: Embedder) -> dict[str, Tensor]:
     return {name: weight.contiguous() for name, weight in state.items()}
 
 
+@torch.no_grad()
 def take(embedder: Embedder, weights: Mapping[str, Tensor]) -> None:
     """Replace all weights. Where they are sharded, every rank must call this, with all of them, and keeps its part."""
-    if sharded(embedder):
-        set_model_state_dict(embedder, dict(weights), options=StateDictOptions(full_state_dict=True))
-    else:
+    if not sharded(embedder):
         embedder.load_state_dict(weights)
+        return
+    for name, mine in embedder.state_dict().items():
+        weight = weights[name].to(mine.device)
+        if isinstance(mine, DTensor):
+            weight = distribute_tensor(weight, mine.device_mesh, mine.placements, src_data_rank=None)
+        mine.copy_(weight)
