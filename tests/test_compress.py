@@ -353,6 +353,9 @@ def test_a_ladder_that_was_cut_and_an_earlier_one_of_the_same_seed_are_no_seeds(
     climbed(tmp_path / "runs", 1, 0.9)
     climbed(tmp_path / "runs", 2, 0.9)
     Run(tmp_path / "runs" / "compress2").note(status="running")  # by no process
+    early = Run.create(tmp_path / "runs", "compress3")  # one that failed before any rung was scored
+    early.note(status="failed", choices={}, model="m")
+    (early.folder / "rungs.yaml").write_text("{}")
     out = unitsphere("table", "runs", "out=ladder", cwd=tmp_path)
     assert out.returncode == 0 and "compress2: killed, so it is left out" in out.stderr
     small = pd.read_csv(tmp_path / "ladder.csv").set_index("name").loc["small"]

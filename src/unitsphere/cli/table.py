@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
         return ladder(parts, options)
     show(runs, options)
     if parts:
-        of = dict.fromkeys(str(record.folder.parent) for record in parts if "rungs" in record.info)
+        of = dict.fromkeys(str(record.folder.parent) for record in parts if ladders.is_one(record))
         sys.stdout.write(f"left out: ladders of compression, which are tables of their own: {', '.join(of)}\n")
 
 

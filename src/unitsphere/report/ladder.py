@@ -65,9 +65,14 @@ class Rung:
     latency_p99: float | None = None
 
 
+def is_one(record: Record) -> bool:
+    """Whether it is a ladder, however far it has come."""
+    return "rungs" in record.info or (record.folder / "rungs.yaml").exists()
+
+
 def parts(records: Sequence[Record]) -> list[Record]:
     """Those of records that are ladders, or runs that these have made."""
-    ladders = {record.folder.resolve() for record in records if "rungs" in record.info}
+    ladders = {record.folder.resolve() for record in records if is_one(record)}
     return [r for r in records if r.folder.resolve() in ladders or ladders & set(r.folder.resolve().parents)]
 
 
@@ -78,7 +83,7 @@ def find(records: Sequence[Record]) -> list[Record]:
         UsageError: None is finished, they are of different models, or rungs of one name were made or measured in
             different ways.
     """
-    ladders = [record for record in records if "rungs" in record.info]
+    ladders = [record for record in records if is_one(record)]
     for ladder in ladders:
         if ladder.info["status"] != "done":
             warnings.warn(f"{ladder.folder}: {ladder.info['status']}, so it is left out", stacklevel=2)
