@@ -224,7 +224,7 @@ def test_the_model_is_listed_as_openai_s_are(model):
         ("/embed", {"role": "query"}, 400, "texts"),
         ("/embed", {"texts": ["a"], "normalize": False}, 400, "length one"),
         ("/embed", {"texts": ["a", "b" * 1001]}, 413, "text 1 has 1001 characters"),
-        ("/embed", {"texts": ["a"], "prompt": "b" * 1000}, 413, "limits.characters"),
+        ("/embed", {"texts": ["a"], "prompt": "b" * 1000}, 413, "1 characters and its prompt 1000, and 1000 are"),
         ("/embed", {"texts": ["a"] * 21}, 413, "limits.texts"),
         ("/embed", {"texts": ["a", "b c " * 70], "truncate": False}, 413, "text 1 has more than the 128 tokens"),
         ("/rerank", {"query": "b" * 1001, "texts": ["a"]}, 413, "the query has 1001 characters"),
@@ -623,3 +623,10 @@ def test_a_run_is_called_by_its_two_folders(tmp_path):
     assert serve.called(str(run)) == "s1_x" and serve.called("BAAI/bge-small-en") == "BAAI/bge-small-en"
     (run / "run.json").write_text(json.dumps({}))
     assert serve.called(str(run)) == "simcse-mean/s1_x"
+
+
+def test_a_refusal_names_the_field_that_the_client_sent(model):
+    app = create_app(model, None, Settings(name="m", limits=Limits(texts=2, characters=10)))
+    for texts in (["a" * 11], ["a"] * 3):
+        (answer,) = answers(app, ("/v1/embeddings", {"model": "m", "input": texts}))
+        assert answer.status_code == 413 and answer.json()["error"]["param"] == "input"
