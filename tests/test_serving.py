@@ -627,6 +627,6 @@ def test_a_run_is_called_by_its_two_folders(tmp_path):
 
 def test_a_refusal_names_the_field_that_the_client_sent(model):
     app = create_app(model, None, Settings(name="m", limits=Limits(texts=2, characters=10)))
-    for texts in (["a" * 11], ["a"] * 3):
-        (answer,) = answers(app, ("/v1/embeddings", {"model": "m", "input": texts}))
+    asked = (("/v1/embeddings", {"model": "m", "input": texts}) for texts in (["a" * 11], ["a"] * 3))
+    for answer in answers(app, *asked):
         assert answer.status_code == 413 and answer.json()["error"]["param"] == "input"
