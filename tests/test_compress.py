@@ -101,7 +101,8 @@ def test_one_that_was_killed_goes_on_where_it_was(tmp_path, pairs):
     kept = {file: file.stat().st_mtime_ns for file in cut.folder.glob("models/*/*") if file.is_file()}
     assert {file.parent.name for file in kept} == {"original", "taught", "small"}
 
-    again = compress(*given, "outputs=cut", "~ladder", "compression=onnx", cwd=tmp_path)
+    others = [typed for typed in given if not typed.startswith("recovery.")]
+    again = compress(*others, "outputs=cut", "~ladder", "compression=onnx", cwd=tmp_path)
     assert again.returncode == 0 and f"compress resume={cut.folder}" in again.stdout
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
