@@ -302,6 +302,7 @@ def test_linear_maps_in_a_row_are_one(tmp_path):
         (lambda: ["pooling", dense(32, 32, bias=True)], "this Dense has no counterpart"),
         (lambda: ["pooling", dense(32, 32, activation_function=torch.nn.Tanh())], "this Dense has no counterpart"),
         (lambda: ["pooling", "normalize", dense(32, 32)], "none in this place"),
+        (lambda: ["normalize", "pooling"], "none in this place"),
     ],
 )
 def test_what_would_give_other_vectors_is_refused(tmp_path, modules, named):

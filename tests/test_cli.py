@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from conftest import command
-from unitsphere.cli.hydra_app import make_absolute
+from unitsphere.cli.hydra_app import divided, make_absolute
 from unitsphere.cli.main import main
 from unitsphere.report.table import show
 
@@ -123,3 +123,16 @@ def test_local_paths_become_absolute_wherever_they_stand(tmp_path, monkeypatch):
         "languages": ["english"],
         "scorer": {"path": a},
     }
+
+
+@pytest.mark.parametrize(
+    ("typed", "flags"),
+    [
+        (["seed=1", "--info"], ["--info"]),
+        (["seed=1", "-cd", "conf", "~logger", "-m"], ["-cd", "conf", "-m"]),
+        (["--cfg", "job", "seed=1"], ["--cfg", "job"]),
+        (["data.path='a b'", "--config-dir=conf", "seed=1", "seed=1"], ["--config-dir=conf"]),
+    ],
+)
+def test_flags_may_stand_anywhere(typed, flags):
+    assert divided(typed) == (flags, [argument for argument in typed if argument not in flags])

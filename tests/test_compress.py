@@ -226,6 +226,9 @@ def test_a_rung_that_cannot_be_scored_is_left_out_and_named(tmp_path, pairs):
     (folder,) = (tmp_path / "outputs" / "compressed" / "large").iterdir()
     assert [rung["name"] for rung in Run.open(folder).info["rungs"]] == ["original", "bf16"]
     assert "left out: fp16: " in (folder / "ladder.md").read_text()
+    alone = [a for a in given if a != "ladder=own" and "config-dir" not in a]
+    done = compress(*alone, f"data.path={pairs}", "compression=fp16", cwd=tmp_path)  # and nothing else
+    assert done.returncode == 2 and "fp16: the model's vectors are not finite" in done.stderr
 
 
 @pytest.mark.slow

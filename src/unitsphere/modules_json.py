@@ -118,12 +118,12 @@ def read(folder: Path) -> dict[str, Any]:
             node["pool_prompt"] = config.get("include_prompt", True)
         elif kind == "Dense" and not node["normalize"]:
             _read_dense(place, config, saved)
-        elif kind == "Normalize":
+        elif kind == "Normalize" and "pooling" in saved and _of_sentences(config):
             node["normalize"] = True
         elif kind != "Transformer":
             raise UsageError(f"{folder}/modules.json: {module['type']} has no counterpart here, or none in this place.")
-    bert = folder / "sentence_bert_config.json"
-    said = json.loads(bert.read_text()) if bert.exists() else {}
+    bert = next(iter(sorted(folder.glob("sentence_*_config.json"))), folder)  # older ones are called after the network
+    said = json.loads(bert.read_text()) if bert.is_file() else {}
     saved["max_length"] = said.get("max_seq_length")
     if others := [key for key in ("query_length", "document_length", "query_expansion") if said.get(key) is not None]:
         raise UsageError(f"{bert}: {others[0]}={said[others[0]]} has no counterpart here.")
@@ -140,6 +140,12 @@ def read(folder: Path) -> dict[str, Any]:
     return saved
 
 
+def _of_sentences(config: Mapping[str, Any]) -> bool:
+    """Whether a module reads and writes the vectors of texts, not those of tokens."""
+    names = (config.get(f"module_{end}_name") for end in ("input", "output"))
+    return all(name in (None, "sentence_embedding") for name in names)
+
+
 def _read_dense(place: Path, config: Mapping[str, Any], saved: dict[str, Any]) -> None:
     """Add a linear map: a projection, several of which are one, or the MLP on top of the first token.
 
@@ -148,10 +154,7 @@ def _read_dense(place: Path, config: Mapping[str, Any], saved: dict[str, Any]) -
     """
     node, head, projection = saved["embedder"], saved["head"], "projection.weight"
     after = saved.get("pooling", {}).get("_target_")
-    plain = not config.get("use_residual") and {config.get(f"module_{end}_name") for end in ("input", "output")} <= {
-        None,
-        "sentence_embedding",
-    }
+    plain = not config.get("use_residual") and _of_sentences(config)
     if plain and after and "Identity" in config["activation_function"] and not config["bias"]:
         weight = _dense(place)["linear.weight"]  # (out, in)
         head[projection] = weight @ head[projection] if projection in head else weight

@@ -96,6 +96,8 @@ class Run:
         info: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         if info["status"] == "running" and not self._held():
             info["status"] = "killed"
+        if info["status"] == "trained" and self._held():  # by what compresses it
+            info["status"] = "running"
         return info
 
     @property

@@ -62,7 +62,7 @@ class Work:
 
     def climb(self, run: Run, rungs: Mapping[str, Chain]) -> None:
         """Make, save and score the original and every rung, then measure all of them. What the folder of a run that was
-        cut has already stays as it is; a rung that cannot be scored is left out, and why is noted.
+        cut has already stays as it is; a rung of a ladder that cannot be scored is left out, and why is noted.
 
         What needs no training is made before anything is scored, and what needs some is rehearsed with trainings of no
         step: what does not fit this model or its data says so within minutes.
@@ -74,6 +74,7 @@ class Work:
         for name, chain in rungs.items():
             if self.data is None and (teaching := [step for step, made in chain.steps.items() if made.recovery]):
                 raise UsageError(f"{name}: the training of {teaching[0]} reads texts: name some with data=…")
+        run.note(failed={})
         models = run.folder / "models"
         models.mkdir(exist_ok=True)
         chains = {BASELINE: Chain({}), **rungs}
@@ -94,8 +95,8 @@ class Work:
             try:
                 result = self.scored(model)
             except UsageError as error:
-                if name == BASELINE:
-                    raise
+                if name == BASELINE or not self.config.get("ladder"):
+                    raise UsageError(f"{name}: {error}") from error
                 run.note(failed=run.info.get("failed", {}) | {name: str(error)})
                 show(f"{name} is left out: {error}")
                 continue

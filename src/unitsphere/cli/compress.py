@@ -64,8 +64,9 @@ def after_training(run: Run) -> None:
             if subprocess.run([sys.executable, "-m", "unitsphere", "compress", *again], env=alone).returncode:
                 run.note(error="UsageError: compressing it failed")
                 raise UsageError(
-                    f"{run.folder} is trained; compressing it failed, and can be tried again: unitsphere train "
-                    + shlex.quote(f"resume={run.folder}")
+                    f"{run.folder} is trained; compressing it failed. Once what failed is mended: unitsphere train "
+                    f"{shlex.quote(f'resume={run.folder}')}; with other settings before it: unitsphere compress "
+                    f"{shlex.quote(f'model={run.folder}')} {shlex.quote(f'outputs={run.folder}')} compression=…"
                 )
         run.note(status="done", error=None)
 

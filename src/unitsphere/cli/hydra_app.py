@@ -46,7 +46,7 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
     # Lightning starts further ranks by this file's name, and must not do it by the module's, which would lose the verb.
     sys.modules["__main__"].__spec__ = None
     flags, overrides = divided(arguments)
-    sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *flags, *overrides]
+    sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *overrides, *flags]
 
     def guarded(config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:

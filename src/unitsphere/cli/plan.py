@@ -12,7 +12,7 @@ from unitsphere.cli import hydra_app
 from unitsphere.cli.train import settle
 from unitsphere.errors import UsageError
 from unitsphere.report import costs
-from unitsphere.runs import Run
+from unitsphere.runs import MODEL_IS_THERE, Run
 
 USAGE = """unitsphere plan ARGUMENTS OF train.py
 
@@ -88,7 +88,7 @@ def show(planned: Sequence[Planned], folder: Path | None, at_once: int) -> None:
         if cost is not None:
             told = (f"{cost.seconds / 60:.1f}", "-" if cost.memory is None else f"{cost.memory:.1f}", cost.basis)
         table.add_row(run.name, " ".join(t for t in run.typed if t not in common), status, *told)
-        if status != "done":
+        if status not in MODEL_IS_THERE:
             left, unknown = left + 1, unknown + (cost is None)
             seconds += cost.seconds if cost is not None else 0.0
             memory = max(memory, cost.memory or 0.0) if cost is not None else memory

@@ -188,7 +188,11 @@ def go(run: Run, callbacks: Sequence[Any] = ()) -> float:
     """
     if run.info["status"] != "trained":
         _train(run, callbacks)
-    compress.after_training(run)
+    try:
+        compress.after_training(run)
+    finally:
+        if run.config.get("compression"):
+            _report(run)  # again, with what became of that
     return chosen_by(run)
 
 

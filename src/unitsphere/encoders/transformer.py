@@ -13,6 +13,7 @@ import torch
 from tokenizers import normalizers, processors
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import cached_file
 
 from unitsphere import paths
 from unitsphere.encoders.attention import attend_fast
@@ -136,7 +137,7 @@ def transformer(
         raise UsageError(_why(path, folder, error)) from error
     if layers is not None:
         keep_layers(model, layers)
-    customary = _customary(folder)
+    customary = _customary(source, revision)
     if customary.get("do_lower_case"):
         _lower_case(tokenizer)
     if append_eos:
@@ -202,15 +203,19 @@ def longest_input(config: Any, tokenizer: Any) -> int:
     return int(min(limits))
 
 
-def _customary(folder: Path | None) -> dict[str, Any]:
-    """How sentence-transformers would read texts, where the folder says it."""
-    settings = folder / "sentence_bert_config.json" if folder else None
-    return json.loads(settings.read_text()) if settings and settings.exists() else {}
+def _customary(source: str, revision: str | None) -> dict[str, Any]:
+    """How sentence-transformers would read texts, where the folder, or the hub, says it."""
+    errors = ("missing_entries", "connection_errors", "gated_repo")
+    lenient: dict[str, Any] = {f"_raise_exceptions_for_{error}": False for error in errors}
+    settings = cached_file(source, "sentence_bert_config.json", revision=revision, **lenient)
+    return json.loads(Path(settings).read_text()) if settings else {}
 
 
 def _lower_case(tokenizer: Any) -> None:
     """Let the tokenizer itself lower its texts' letters, as sentence-transformers does for `do_lower_case`."""
-    backend = tokenizer.backend_tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UsageError(f"do_lower_case=true, and a {type(tokenizer).__name__} cannot be told to lower letters.")
     if backend.normalizer is None or backend.normalizer.normalize_str("A") != "a":
         before = [] if backend.normalizer is None else [backend.normalizer]
         backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *before])

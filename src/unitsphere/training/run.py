@@ -18,7 +18,7 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file
 
-from unitsphere import artefact, paths
+from unitsphere import artefact, paths, ranks
 from unitsphere.build import build, build_evaluators
 from unitsphere.data.batches import Batches
 from unitsphere.data.leakage import told as told_leak
@@ -158,6 +158,8 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     began = time.monotonic()
     trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     run.note(train_seconds=round(time.monotonic() - began, 1), train_steps=trainer.global_step - first)
+    if divides and checkpoint is None and trainer.global_step == 0:  # without a step there is no start of training
+        _score(run, "before", test, embedder, config)
     run.note_cut("train", _of_training(batches), "data.max_length")  # rows on disk are tokenised as training goes
     run.note_cut("dev", module.read_dev, EVALUATION)
     if trainer.interrupted:
@@ -263,13 +265,20 @@ def _build_trainer(config: DictConfig, run: Run, more: Sequence[pl.Callback]) ->
 
 def _save(run: Run, embedder: Embedder, config: DictConfig) -> None:
     """Write model/. Of several ranks every one must call this where they have divided the weights."""
-    if sharded(embedder):
-        weights = whole(embedder)
-        if not run.writes:
-            return
-        embedder = build_embedder(config)
-        embedder.load_state_dict(weights)
-    artefact.save(embedder, run.folder / "model")
+    error = None
+    weights = whole(embedder) if sharded(embedder) else None
+    if run.writes:
+        try:
+            if weights is not None:
+                embedder = build_embedder(config)
+                embedder.load_state_dict(weights)
+            artefact.save(embedder, run.folder / "model")
+        except Exception as why:
+            error = why
+    if weights is not None:  # the ranks go on together, or not at all
+        ranks.all_well(error)
+    elif error is not None:
+        raise error
 
 
 def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder, config: DictConfig) -> Result:

@@ -133,10 +133,12 @@ class Selection(Checkpoint):
         part = file.with_suffix(".writing")
         trainer.save_checkpoint(part)  # DeepSpeed's is a folder, into which every rank writes
         if trainer.is_global_zero:
+            before = file.with_suffix(".before")
             if file.is_dir():
-                file.replace(file.with_suffix(".before"))
+                shutil.rmtree(before, ignore_errors=True)
+                file.replace(before)
             part.replace(file)
-            shutil.rmtree(file.with_suffix(".before"), ignore_errors=True)
+            shutil.rmtree(before, ignore_errors=True)
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         folder = Path(trainer.default_root_dir) / "checkpoints"
