@@ -80,7 +80,7 @@ def test_a_query_that_is_a_document_does_not_find_itself_where_told(documents):
         best = sorted(zip(scores.tolist(), made.corpus, strict=True), reverse=True)
         run[query] = dict([(doc, score) for score, doc in best if doc != query][:100])
     theirs = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut_10", "map_cut_100", "recall_100"}).evaluate(run)
-    for index in (None, Approximate("HNSW32,Flat")):
+    for index in (None, Approximate("Flat")):  # HNSW finds not all of them, and others in every build on two threads
         result = Retrieval("test", own=made, index=index, ignore_identical_ids=True)(alike)
         for ours, name in (("ndcg@10", "ndcg_cut_10"), ("map@100", "map_cut_100"), ("recall@100", "recall_100")):
             assert result.metrics[f"made/{ours}"] == pytest.approx(
