@@ -264,21 +264,19 @@ def _build_trainer(config: DictConfig, run: Run, more: Sequence[pl.Callback]) ->
 
 
 def _save(run: Run, embedder: Embedder, config: DictConfig) -> None:
-    """Write model/. Of several ranks every one must call this where they have divided the weights."""
-    error = None
-    weights = whole(embedder) if sharded(embedder) else None
-    if run.writes:
-        try:
-            if weights is not None:
-                embedder = build_embedder(config)
-                embedder.load_state_dict(weights)
-            artefact.save(embedder, run.folder / "model")
-        except Exception as why:
-            error = why
-    if weights is not None:  # the ranks go on together, or not at all
+    """Write model/. Where the ranks have divided the weights every one must call this, and all fail together."""
+    if not sharded(embedder):
+        artefact.save(embedder, run.folder / "model")
+        return
+    weights = whole(embedder)
+    try:
+        if run.writes:
+            undivided = build_embedder(config)
+            undivided.load_state_dict(weights)
+            artefact.save(undivided, run.folder / "model")
+    except Exception as error:  # raised again there, after the others have been told
         ranks.all_well(error)
-    elif error is not None:
-        raise error
+    ranks.all_well()
 
 
 def _score(run: Run, stage: str, test: list[Evaluator], embedder: Embedder, config: DictConfig) -> Result:
