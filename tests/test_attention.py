@@ -134,6 +134,7 @@ def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeyp
         **({"enable_gqa": True} if case == "grouped" else {}),
     ).transpose(1, 2)
     taken = []
+    monkeypatch.setattr(tiled, "AMX", False)
     monkeypatch.setattr(tiled, "attend", lambda *x: taken.append(1) or attend(*x))
     given = mask.bfloat16() if case == "added" else mask
     with torch.no_grad():
@@ -144,10 +145,18 @@ def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeyp
         torch.testing.assert_close(seen.double(), exact, atol=0.02, rtol=0.02)
 
 
-def test_it_is_for_bfloat16_and_for_dropout_on_a_cpu():
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_it_is_for_bfloat16_and_for_dropout_on_a_cpu(bf16, amx, monkeypatch):
+    monkeypatch.setattr(tiled, "BF16", bf16)
+    monkeypatch.setattr(tiled, "AMX", amx)
     q = torch.ones(1, 1, 1, 1)
     assert not in_tiles(q, 0.0) and in_tiles(q, 0.1) and not in_tiles(q.half(), 0.1) and not in_tiles(q.to("meta"), 0.1)
-    assert in_tiles(q.bfloat16(), 0.0) == tiled.BF16
+    narrow = q.bfloat16()
+    assert in_tiles(narrow, 0.0) == (bf16 and not amx) and in_tiles(narrow, 0.1) == bf16
+    assert in_tiles(narrow.requires_grad_(), 0.0) == bf16  # torch's gradient is slow on every processor
+    with torch.no_grad():
+        assert in_tiles(narrow, 0.0) == (bf16 and not amx)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from unitsphere.digest import digest, tokenizer_identity
 from unitsphere.encoders.fake_quant import FakeQuantLinear
+from unitsphere.encoders.reader import pass_tokens
 from unitsphere.encoders.side_by_side import side_by_side
 from unitsphere.encoders.transformer import TransformerEncoder
 from unitsphere.model import Model
@@ -104,6 +105,10 @@ class Embedder(nn.Module, Model):
     def dtype(self) -> torch.dtype:
         """Of its weights."""
         return next(self.parameters()).dtype
+
+    @property
+    def pass_tokens(self) -> int:
+        return pass_tokens(self.device, self.dtype)
 
     def protocol(self) -> dict[str, Any]:
         rounded = ", rounded to int8" if any(isinstance(m, FakeQuantLinear) for m in self.encoder.modules()) else ""

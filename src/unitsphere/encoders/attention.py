@@ -1,8 +1,8 @@
 """Attention on a CPU in tiles that stay in its cache, with dropout, in memory that grows as the texts do.
 
-torch has no fused attention with dropout for a CPU, and in bfloat16 its fused one is slower than the three steps. Here
-softmax(q k^T s) v is computed for a few heads at a time, whose weights fit into a core's cache, and once more in the
-backward pass.
+torch has no fused attention with dropout for a CPU, and in bfloat16 its fused one is slower than the three steps, but for
+inference by tiles of registers (AMX). Here softmax(q k^T s) v is computed for a few heads at a time, whose weights fit
+into a core's cache, and once more in the backward pass.
 
 Papers: Dao et al. 2022, FlashAttention, https://arxiv.org/abs/2205.14135 (recomputation); Rabe & Staats 2021,
 https://arxiv.org/abs/2112.05682. Relations: F.scaled_dot_product_attention is the same without tiles of ours.
@@ -18,10 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from unitsphere.encoders.cpu import AMX, BF16
 from unitsphere.encoders.dropout import Draws, seed
 
 NAME = "unitsphere"
-BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 TILE = 2**19  # attention weights: 2 MB in float32
 SHORT = 64  # tokens, up to which the weights, which are then no more than q, k and v, are kept for the backward pass
 
@@ -30,7 +30,9 @@ def in_tiles(q: Tensor, p: float) -> bool:
     """Whether `attend` is for such queries and such dropout: torch's attention is slower."""
     if q.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    return (q.dtype == torch.bfloat16 and BF16) or (p > 0 and q.dtype in (torch.float32, torch.float64))
+    if q.dtype == torch.bfloat16:
+        return BF16 and (p > 0 or not AMX or (q.requires_grad and torch.is_grad_enabled()))
+    return p > 0 and q.dtype in (torch.float32, torch.float64)
 
 
 def attention(

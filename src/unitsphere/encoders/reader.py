@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from unitsphere.encoders.cpu import AMX
 from unitsphere.errors import UsageError
 from unitsphere.types import Text, Tokens
 
@@ -104,6 +105,9 @@ def longest_first(lengths: Sequence[int], tokens: int) -> Iterator[np.ndarray]:
         start += len(some)
 
 
-def pass_tokens(device: torch.device) -> int:
-    """Padded tokens of a forward pass of an encoder: on a CPU as many as lie in its caches between two layers."""
-    return 1024 if device.type == "cpu" else 16384
+def pass_tokens(device: torch.device, dtype: torch.dtype = torch.float32) -> int:
+    """Padded tokens of a forward pass of an encoder with such weights: on a CPU as many as lie in its caches between two
+    layers, of which products in tiles have twice as many."""
+    if device.type != "cpu":
+        return 16384
+    return 2048 if dtype == torch.bfloat16 and AMX else 1024

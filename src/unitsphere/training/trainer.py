@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.accelerators import CPUAccelerator
 
-from unitsphere.encoders.attention import BF16
+from unitsphere.encoders.cpu import BF16
 from unitsphere.errors import UsageError
 from unitsphere.process import cpu_threads
 from unitsphere.types import Batch
