@@ -1,8 +1,8 @@
 """Attention on a CPU in tiles that stay in its cache, with dropout, in memory that grows as the texts do.
 
-torch has no fused attention with dropout for a CPU, and in bfloat16 its fused one is slower than the three steps, but for
-inference by tiles of registers (AMX). Here softmax(q k^T s) v is computed for a few heads at a time, whose weights fit
-into a core's cache, and once more in the backward pass.
+torch has no fused attention with dropout for a CPU, and in bfloat16 its fused one is slower than the three steps, but
+where AMX multiplies and no gradient is wanted. Here softmax(q k^T s) v is computed for a few heads at a time, whose
+weights fit into a core's cache, and once more in the backward pass.
 
 Papers: Dao et al. 2022, FlashAttention, https://arxiv.org/abs/2205.14135 (recomputation); Rabe & Staats 2021,
 https://arxiv.org/abs/2112.05682. Relations: F.scaled_dot_product_attention is the same without tiles of ours.

@@ -106,8 +106,8 @@ def longest_first(lengths: Sequence[int], tokens: int) -> Iterator[np.ndarray]:
 
 
 def pass_tokens(device: torch.device, dtype: torch.dtype = torch.float32) -> int:
-    """Padded tokens of a forward pass of an encoder with such weights: on a CPU as many as lie in its caches between two
-    layers, of which products in tiles have twice as many."""
+    """Padded tokens of a forward pass of an encoder with such weights: on a CPU as many as lie in its caches between
+    two layers, and in bfloat16 by AMX, whose products want more rows, twice as many."""
     if device.type != "cpu":
         return 16384
     return 2048 if dtype == torch.bfloat16 and AMX else 1024
