@@ -163,10 +163,11 @@ def test_a_training_run_ends_with_its_compression(tmp_path, pairs):
         f"data.path={pairs}",
     ]
     small = ["data.batch_size=8", "trainer.max_steps=2", "trainer.threads=1", "eval=retrieval", "select=last"]
-    wrong = subprocess.run(
-        [*line, *small, "compression=[int8_dynamic,qat]"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert wrong.returncode == 2 and "cannot come after" in wrong.stderr
+    narrow = ["compression=[truncate,pq]", "compression.truncate.dim=8", "compression.pq.bytes=5"]
+    for steps, why in ((["compression=[int8_dynamic,qat]"], "cannot come after"), (narrow, "1, 2, 4, 8 would fit")):
+        wrong = subprocess.run([*line, *small, *steps], cwd=tmp_path, capture_output=True, text=True)
+        assert wrong.returncode == 2 and why in wrong.stderr
+    assert not [*tmp_path.rglob("model.safetensors")]  # it was said before anything was trained
     done = subprocess.run([*line, *small, "compression=[int8_dynamic]"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (run,) = (r for r in (tmp_path / "outputs" / "infonce-mean").iterdir() if Run.open(r).info["status"] == "done")
@@ -182,17 +183,17 @@ def test_a_training_run_ends_with_its_compression(tmp_path, pairs):
 @pytest.mark.slow
 def test_a_compression_that_failed_is_tried_again_without_another_training(tmp_path, pairs):
     (tmp_path / "conf" / "compression").mkdir(parents=True)
-    narrow = "narrow:\n  _target_: unitsphere.compression.vectors.truncate.Truncate\n  dim: 9999\n"
+    narrow = "narrow:\n  _target_: unitsphere.compression.vectors.pca.PCA\n  dim: 7\n  texts: 5\n"
     (tmp_path / "conf" / "compression" / "narrow.yaml").write_text(narrow)  # an option of one's own
     line = ["-cd", "conf", "loss=infonce", "encoder=tiny", "data=pairs", f"data.path={pairs}", "data.batch_size=8"]
     line += ["trainer.max_steps=2", "trainer.threads=1", "eval=retrieval", "select=last", "compression=narrow"]
     failed = unitsphere("train", "-m", *line, "seed=1", "hydra.sweep.dir=sweep", cwd=tmp_path)
     assert failed.returncode == 1 and "0 of 1 cells done, 1 trained" in failed.stdout
     (run,) = (Run.open(file.parent) for file in (tmp_path / "sweep").glob("*/run.json"))
-    assert "dim=9999" in failed.stderr and run.info["error"] == "UsageError: compressing it failed"
+    assert "texts=5); 7 or more would fit" in failed.stderr and run.info["error"] == "UsageError: compressing it failed"
     (ladder_folder,) = (run.folder / "compressed" / run.folder.name).iterdir()
     rungs = (ladder_folder / "rungs.yaml").read_text()
-    (ladder_folder / "rungs.yaml").write_text(rungs.replace("9999", "7"))
+    (ladder_folder / "rungs.yaml").write_text(rungs.replace("texts: 5", "texts: 50"))
     trained = (run.folder / "model" / "model.safetensors").stat().st_mtime_ns
     again = unitsphere("train", "resume=sweep", cwd=tmp_path)
     assert again.returncode == 0 and "1 of 1 cells done" in again.stdout, again.stderr

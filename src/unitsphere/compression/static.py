@@ -54,13 +54,17 @@ class Static(Step):
         ids = np.array([index for index in sorted(tokenizer.get_vocab().values()) if index not in special])
         vectors = _alone(embedder, ids)
         if self.dim is not None:
-            if self.dim > min(vectors.shape):
-                raise UsageError(f"static.dim={self.dim}: at most {min(vectors.shape)} would fit this encoder.")
+            self.width(min(vectors.shape))
             vectors = PCA(self.dim, svd_solver="covariance_eigh").fit_transform(vectors)
         p = self.ways[self.frequencies](embedder, ids, context)
         table = torch.zeros(max(tokenizer.get_vocab().values()) + 1, vectors.shape[1])
         table[ids] = torch.from_numpy(vectors * (self.a / (self.a + p))[:, None]).float()
         return StaticModel(table, tokenizer, embedder.encoder.max_length).eval()
+
+    def width(self, dim: int) -> int:
+        if self.dim is not None and self.dim > dim:
+            raise UsageError(f"static.dim={self.dim}: at most {dim} would fit this encoder.")
+        return self.dim or dim
 
 
 @torch.no_grad()

@@ -80,6 +80,14 @@ class Step(ABC):
             UsageError: It cannot be done with this model; what could is named.
         """
 
+    def width(self, dim: int) -> int:
+        """Of the vectors that come out, where vectors of `dim` numbers come in.
+
+        Raises:
+            UsageError: It cannot be done with these; what could is named.
+        """
+        return dim
+
 
 def trainable(model: Model, step: str) -> Embedder:
     """The model as one with torch weights, which a step of stage "before" changes.

@@ -117,6 +117,9 @@ def _train(config: DictConfig, run: Run, more: Sequence[pl.Callback]) -> dict[st
     trainer = _build_trainer(config, run, more)
     divides = isinstance(trainer.strategy, ModelParallelStrategy)  # layer by layer: no GPU has to hold the whole
     embedder = build_embedder(config, CPU if divides else trainer.strategy.root_device)
+    width = embedder.dim
+    for node in (config.get("compression") or {}).values():  # what will not fit is known before hours of training
+        width = build(node).width(width)
     loss.attach(embedder)
     loss.train()  # networks that it loaded come in the mode of evaluation
     if loss.views == 0:

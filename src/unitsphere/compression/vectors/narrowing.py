@@ -27,13 +27,16 @@ class Narrowing(Step):
 
     def apply(self, model: Model, context: Context) -> Model:
         coded = Coded.of(model)
-        if not 1 <= self.dim <= coded.dim:
-            raise UsageError(
-                f"compression.{self.name}.dim={self.dim}: the vectors have {coded.dim} numbers, so 1 to {coded.dim} "
-                "would fit."
-            )
+        self.width(coded.dim)
         matrix, shift = self.directions(coded, context)
         return coded.mapped(LinearMap(f"{self.name} {self.dim}", matrix.astype(np.float32), shift.astype(np.float32)))
+
+    def width(self, dim: int) -> int:
+        if not 1 <= self.dim <= dim:
+            raise UsageError(
+                f"compression.{self.name}.dim={self.dim}: the vectors have {dim} numbers, so 1 to {dim} would fit."
+            )
+        return self.dim
 
     @abstractmethod
     def directions(self, model: Coded, context: Context) -> tuple[np.ndarray, np.ndarray]:

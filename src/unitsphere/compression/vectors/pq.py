@@ -27,11 +27,15 @@ class PQ(Step):
 
     def apply(self, model: Model, context: Context) -> Model:
         coded = Coded.of(model)
-        if self.bytes < 1 or coded.dim % self.bytes:
-            fitting = ", ".join(str(n) for n in range(1, coded.dim + 1) if not coded.dim % n)
-            raise UsageError(
-                f"compression.pq.bytes={self.bytes}: vectors of {coded.dim} numbers are cut into equal parts; "
-                f"{fitting} would fit."
-            )
+        self.width(coded.dim)
         z = training.vectors(coded, context, self.texts, least=2**codes.PQ_BITS)
         return coded.stored_as(codes.PQ.fitted(z, self.bytes, context.seed))
+
+    def width(self, dim: int) -> int:
+        if self.bytes < 1 or dim % self.bytes:
+            fitting = ", ".join(str(n) for n in range(1, dim + 1) if not dim % n)
+            raise UsageError(
+                f"compression.pq.bytes={self.bytes}: vectors of {dim} numbers are cut into equal parts; {fitting} "
+                "would fit."
+            )
+        return dim
