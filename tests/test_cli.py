@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from conftest import command
 from unitsphere.cli.hydra_app import divided, make_absolute
 from unitsphere.cli.main import main
+from unitsphere.errors import UsageError
 from unitsphere.report.table import show
 
 TINY = ["encoder=tiny", "trainer.max_steps=1", "trainer.accelerator=cpu"]
@@ -136,3 +137,8 @@ def test_local_paths_become_absolute_wherever_they_stand(tmp_path, monkeypatch):
 )
 def test_flags_may_stand_anywhere(typed, flags):
     assert divided(typed) == (flags, [argument for argument in typed if argument not in flags])
+
+
+def test_flags_that_say_different_things_to_do_are_refused():
+    with pytest.raises(UsageError, match="--multirun --cfg: one of them"):
+        divided(["-m", "seed=1,2", "--cfg", "job"])

@@ -45,8 +45,6 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
     import_from_here()
     # Lightning starts further ranks by this file's name, and must not do it by the module's, which would lose the verb.
     sys.modules["__main__"].__spec__ = None
-    flags, overrides = divided(arguments)
-    sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *overrides, *flags]
 
     def guarded(config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -58,14 +56,24 @@ def run(root: str, job: Callable[[DictConfig], Any], arguments: Sequence[str], v
             fail(error)  # not an Exception, so that Hydra adds nothing to the message
 
     try:
+        flags, overrides = divided(arguments)
+        sys.argv = [str(Path(__file__).with_name(f"{verb or root}.py")), *overrides, *flags]
         hydra.main(version_base="1.3", config_path=str(paths.conf()), config_name=root)(guarded)()
     except (HydraException, OmegaConfBaseException, YAMLError, UsageError) as error:
         fail(error)
 
 
 def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, and the overrides. Hydra takes no override after a flag that follows one."""
-    overrides: list[str] = get_args_parser().parse_intermixed_args(list(arguments)).overrides
+    """Hydra's flags with their values, and the overrides. Hydra takes no override after a flag that follows one.
+
+    Raises:
+        UsageError: Two flags each say what to do.
+    """
+    parsed = get_args_parser().parse_intermixed_args(list(arguments))
+    given = [f"--{flag}" for flag in ("multirun", "cfg", "info", "run") if getattr(parsed, flag)]
+    if len(given) > 1:
+        raise UsageError(f"{' '.join(given)}: one of them; --cfg job shows one cell's configuration")
+    overrides: list[str] = parsed.overrides
     return [argument for argument in arguments if argument not in overrides], overrides
 
 
