@@ -108,8 +108,9 @@ def test_autocast_changes_nothing_within():
 
 
 @pytest.mark.skipif(not tiled.BF16, reason="this processor does not compute in bfloat16")
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("case", ["plain", "masked", "causal", "module", "grouped", "long", "alone", "added"])
-def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeypatch):
+def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, amx, monkeypatch):
     torch.manual_seed(0)
     length = 1100 if case == "long" else 9
     q, k, v = torch.randn(3, 2, 4, length, 8)
@@ -121,7 +122,7 @@ def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeyp
     if case == "added":  # to the scores, which transformers' eager masks are
         mask = torch.zeros(2, 1, length, length)
         mask[1, :, :, 4:] = -1e4
-    module = nn.Module()
+    module = nn.Module().eval()
     module.is_causal, module.num_key_value_groups = case == "module", 2 if case == "grouped" else 1
     causal = {"causal": {"is_causal": True}, "module": {"is_causal": None}}.get(case, {})
     exact = F.scaled_dot_product_attention(
@@ -134,12 +135,12 @@ def test_attention_in_bfloat16_is_as_near_to_the_formula_as_torchs(case, monkeyp
         **({"enable_gqa": True} if case == "grouped" else {}),
     ).transpose(1, 2)
     taken = []
-    monkeypatch.setattr(tiled, "AMX", False)
+    monkeypatch.setattr(tiled, "AMX", amx)
     monkeypatch.setattr(tiled, "attend", lambda *x: taken.append(1) or attend(*x))
     given = mask.bfloat16() if case == "added" else mask
     with torch.no_grad():
         seen, _ = attention(module, q.bfloat16(), k.bfloat16(), v.bfloat16(), given, scaling=0.3, **causal)
-    assert bool(taken) == (case in ("plain", "masked", "long", "alone"))
+    assert bool(taken) == (case in ("plain", "masked", "long", "alone") and not amx)
     assert seen.dtype == torch.bfloat16 and seen.isfinite().all()
     if case != "alone":
         torch.testing.assert_close(seen.double(), exact, atol=0.02, rtol=0.02)
@@ -151,12 +152,11 @@ def test_it_is_for_bfloat16_and_for_dropout_on_a_cpu(bf16, amx, monkeypatch):
     monkeypatch.setattr(tiled, "BF16", bf16)
     monkeypatch.setattr(tiled, "AMX", amx)
     q = torch.ones(1, 1, 1, 1)
-    assert not in_tiles(q, 0.0) and in_tiles(q, 0.1) and not in_tiles(q.half(), 0.1) and not in_tiles(q.to("meta"), 0.1)
-    narrow = q.bfloat16()
-    assert in_tiles(narrow, 0.0) == (bf16 and not amx) and in_tiles(narrow, 0.1) == bf16
-    assert in_tiles(narrow.requires_grad_(), 0.0) == bf16  # torch's gradient is slow on every processor
-    with torch.no_grad():
-        assert in_tiles(narrow, 0.0) == (bf16 and not amx)
+    for training in (False, True):
+        assert not in_tiles(q, 0.0, training) and in_tiles(q, 0.1, training)
+        assert not in_tiles(q.half(), 0.1, training) and not in_tiles(q.to("meta"), 0.1, training)
+        assert in_tiles(q.bfloat16(), 0.1, training) == bf16
+        assert in_tiles(q.bfloat16(), 0.0, training) == (bf16 and (training or not amx))
 
 
 @pytest.mark.parametrize("kind", ALL)

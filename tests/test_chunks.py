@@ -9,7 +9,8 @@ import torch
 
 from making import CPU, passes
 from unitsphere.embedder import Embedder
-from unitsphere.encoders.reader import longest_first
+from unitsphere.encoders import reader
+from unitsphere.encoders.reader import longest_first, pass_tokens
 from unitsphere.encoders.tiny import tiny
 from unitsphere.losses.infonce import InfoNCE
 from unitsphere.losses.simcse import SimCSE
@@ -134,3 +135,14 @@ def test_the_cache_has_the_gradient_of_passes_that_are_kept_in_mixed_precision(d
         monkeypatch.setattr(GradientCache, "compute", LengthSorted.compute)
     cached, kept = (torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]) for m in models)
     assert float((cached - kept).norm() / kept.norm()) < 2e-3
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_a_pass_is_as_large_as_device_and_numbers_want_it(amx, monkeypatch):
+    monkeypatch.setattr(reader, "AMX", amx)
+    wide, narrow = torch.float32, torch.bfloat16
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [pass_tokens(cpu, wide), pass_tokens(cpu, narrow), pass_tokens(gpu, wide)] == [1024, 1024 * (1 + amx), 16384]
+    encoder = tiny()
+    model = Embedder(encoder, MeanPooling(encoder.dim))
+    assert model.pass_tokens == 1024 and model.bfloat16().pass_tokens == 1024 * (1 + amx)

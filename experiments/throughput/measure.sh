@@ -4,6 +4,8 @@
 # line; INT8 and STATIC are minilm after compression=int8_static and compression=static; RUN is any run.
 #
 #   MODELS=models SENTENCES=sentences.txt INT8=… STATIC=… RUN=… bash experiments/throughput/measure.sh [PART …]
+#
+# PREFIX=intel_ is what the names of the tables then begin with, beside those of another processor.
 set -euo pipefail
 here=$(dirname "$0")
 minilm="encoder=hub encoder.path=$MODELS/minilm"
@@ -16,7 +18,7 @@ bench() { # NAME WHAT …: the newest result's rounds and table
   local name=$1 what=$2; shift 2
   unitsphere bench "$what" "$@"
   local folder; folder=$(ls -dt outputs/bench/"$what"/* | head -1)
-  cp "$folder/rounds.csv" "$here/$name.csv"; cp "$folder/bench.md" "$here/$name.md"
+  cp "$folder/rounds.csv" "$here/${PREFIX-}$name.csv"; cp "$folder/bench.md" "$here/${PREFIX-}$name.md"
 }
 
 training() {

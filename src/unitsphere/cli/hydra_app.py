@@ -72,7 +72,7 @@ def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
     given = [f"--{flag}" for flag in ("multirun", "cfg", "info", "run") if getattr(parsed, flag)]
     if len(given) > 1:
-        raise UsageError(f"{' '.join(given)}: one of them; --cfg job shows one cell's configuration")
+        raise UsageError(f"{' '.join(given)}: one of them")
     overrides: list[str] = parsed.overrides
     return [argument for argument in arguments if argument not in overrides], overrides
 

@@ -1,7 +1,7 @@
 """Attention on a CPU in tiles that stay in its cache, with dropout, in memory that grows as the texts do.
 
 torch has no fused attention with dropout for a CPU, and in bfloat16 its fused one is slower than the three steps, but
-where AMX multiplies and no gradient is wanted. Here softmax(q k^T s) v is computed for a few heads at a time, whose
+where AMX multiplies and nothing is trained. Here softmax(q k^T s) v is computed for a few heads at a time, whose
 weights fit into a core's cache, and once more in the backward pass.
 
 Papers: Dao et al. 2022, FlashAttention, https://arxiv.org/abs/2205.14135 (recomputation); Rabe & Staats 2021,
@@ -26,12 +26,19 @@ TILE = 2**19  # attention weights: 2 MB in float32
 SHORT = 64  # tokens, up to which the weights, which are then no more than q, k and v, are kept for the backward pass
 
 
-def in_tiles(q: Tensor, p: float) -> bool:
-    """Whether `attend` is for such queries and such dropout: torch's attention is slower."""
+def in_tiles(q: Tensor, p: float, training: bool) -> bool:
+    """Whether `attend` is for such queries and such dropout: torch's attention is slower.
+
+    Args:
+        q: Queries.
+        p: Of dropout.
+        training: Whether the layer is in training, where a pass may be computed twice, once without gradients, and both
+            must give the same.
+    """
     if q.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if q.dtype == torch.bfloat16:
-        return BF16 and (p > 0 or not AMX or (q.requires_grad and torch.is_grad_enabled()))
+        return BF16 and (p > 0 or training or not AMX)
     return p > 0 and q.dtype in (torch.float32, torch.float64)
 
 
@@ -48,7 +55,7 @@ def attention(
         or key.shape != query.shape
     )
     p = options.get("dropout") or 0.0
-    if odd or not in_tiles(query, p):
+    if odd or not in_tiles(query, p, module.training):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     seen = attend(query, key, value, attention_mask, p, options.get("scaling"))
     return seen.transpose(1, 2).contiguous(), None

@@ -60,7 +60,7 @@ class CrossEncoder:
         keep_freed()
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.max_length = min(max_length, longest_input(model.config, self.tokenizer))
-        self.batch_tokens = batch_tokens or pass_tokens(self.model.device, self.model.dtype)
+        self.batch_tokens = batch_tokens or pass_tokens(self.model.device)
 
     def __call__(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """(R, 1) float32, in the order given; pairs of like length are read together."""

@@ -1,10 +1,10 @@
 """Linear maps on a CPU by kernels that are faster there than those which torch chooses.
 
-In float32 torch multiplies by MKL, which nothing beats on Intel's processors. On AMD's oneDNN, which torch brings too,
-is faster for x W^T and for the gradient of x, and applies GELU, where no gradient is wanted, to the numbers while they
-are still in the cache; in bfloat16 it does on both. Under autocast, on another device, and where a graph is traced,
-what is computed is what it was. Gradients of gradients and torch.func are not there for it. Attention has a file of its
-own (attention.py).
+In float32 torch multiplies by MKL, which is as fast or faster on Intel's processors. On AMD's oneDNN, which torch
+brings too, is faster for x W^T and for the gradient of x, and applies GELU, where no gradient is wanted, to the numbers
+while they are still in the cache; in bfloat16 it does on both. Under autocast, on another device, and where a graph is
+traced, what is computed is what it was. Gradients of gradients and torch.func are not there for it. Attention has a
+file of its own (attention.py).
 
 Code: the operator is what torch's inductor calls, torch/_inductor/mkldnn_lowerings.py of
 https://github.com/pytorch/pytorch.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.activations import GELUActivation
 
-from unitsphere.encoders.cpu import BF16, INTEL
+from unitsphere.encoders.cpu import BF16, MKL
 
 LINEAR: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
@@ -26,7 +26,7 @@ def computed_here(x: Tensor) -> bool:
     """Whether a computation that begins with x is one that this file is for."""
     return (
         x.device.type == "cpu"
-        and ((x.dtype == torch.float32 and not INTEL) or (x.dtype == torch.bfloat16 and BF16))
+        and ((x.dtype == torch.float32 and not MKL) or (x.dtype == torch.bfloat16 and BF16))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

@@ -150,7 +150,7 @@ def attention(
     padded = (Apart.apply(x[0].transpose(0, 1), rectangles) for x in (query, key, value))
     parts = []
     for group, q, k, v in zip(groups, *padded, strict=True):
-        if in_tiles(query, dropout):
+        if in_tiles(query, dropout, module.training):
             parts.append(attend(q, k, v, group.mask, dropout, scaling))
         else:
             parts.append(F.scaled_dot_product_attention(q, k, v, group.mask, dropout, scale=scaling))
