@@ -12,7 +12,7 @@ from test_packed import FITTING, SMALL, UNFIT, padded
 from unitsphere.encoders import attention, linear
 from unitsphere.encoders.attention import attend, attend_fast
 from unitsphere.encoders.fake_quant import FakeQuantLinear, add_fake_quant
-from unitsphere.encoders.linear import Intermediate, Linear, infers, multiply_fast
+from unitsphere.encoders.linear import Intermediate, Linear, computed_here, infers, multiply_fast
 
 ALL = FITTING | UNFIT | {"falcon": transformers.FalconConfig(**SMALL)}
 DTYPES = [torch.float32, torch.bfloat16] if linear.BF16 else [torch.float32]
@@ -21,7 +21,7 @@ fast = pytest.mark.skipif(linear.LINEAR is None, reason="this torch has no oneDN
 
 @pytest.fixture(autouse=True)
 def another_maker(monkeypatch):
-    """Intel's processors take MKL in float32, whose numbers these tests compare with."""
+    """Training on Intel's processors takes MKL in float32, whose numbers these tests compare with."""
     monkeypatch.setattr(linear, "MKL", False)
 
 
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_told_of_by_torch():
             layer(x)
 
 
-def test_it_is_for_inference_in_float32_or_bfloat16_alone(monkeypatch):
+def test_it_is_for_inference_in_float32_or_bfloat16_alone():
     x = torch.ones(2, 2)
     assert not infers(x)  # a gradient may be wanted
     with torch.no_grad():
@@ -159,8 +159,15 @@ def test_it_is_for_inference_in_float32_or_bfloat16_alone(monkeypatch):
             assert not infers(x)
     with torch.inference_mode():
         assert infers(x)
-        monkeypatch.setattr(linear, "MKL", True)
-        assert not infers(x) and infers(x.bfloat16()) == linear.BF16
+
+
+@pytest.mark.parametrize("mkl", [False, True])
+def test_training_in_float32_is_for_another_processor_than_intels(mkl, monkeypatch):
+    monkeypatch.setattr(linear, "MKL", mkl)
+    x = torch.ones(2, 2)
+    assert computed_here(x) == (not mkl) and computed_here(x.bfloat16()) == linear.BF16
+    with torch.no_grad():
+        assert computed_here(x)
 
 
 def test_what_rounds_stays_what_it_is():

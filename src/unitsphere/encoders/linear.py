@@ -1,10 +1,10 @@
 """Linear maps on a CPU by kernels that are faster there than those which torch chooses.
 
-In float32 torch multiplies by MKL, which is as fast or faster on Intel's processors. On AMD's oneDNN, which torch
-brings too, is faster for x W^T and for the gradient of x, and applies GELU, where no gradient is wanted, to the numbers
-while they are still in the cache; in bfloat16 it does on both. Under autocast, on another device, and where a graph is
-traced, what is computed is what it was. Gradients of gradients and torch.func are not there for it. Attention has a
-file of its own (attention.py).
+In float32 torch multiplies by MKL, which suits training on Intel's processors. For x W^T of few rows, and on AMD's also
+of many and for the gradient of x, oneDNN, which torch brings too, is faster, and applies GELU, where no gradient is
+wanted, to the numbers while they are still in the cache; so it is in bfloat16 everywhere. Under autocast, on another
+device, and where a graph is traced, what is computed is what it was. Gradients of gradients and torch.func are not
+there for it. Attention has a file of its own (attention.py).
 
 Code: the operator is what torch's inductor calls, torch/_inductor/mkldnn_lowerings.py of
 https://github.com/pytorch/pytorch.
@@ -26,11 +26,16 @@ def computed_here(x: Tensor) -> bool:
     """Whether a computation that begins with x is one that this file is for."""
     return (
         x.device.type == "cpu"
-        and ((x.dtype == torch.float32 and not MKL) or (x.dtype == torch.bfloat16 and BF16))
+        and ((x.dtype == torch.float32 and not trained_by_mkl()) or (x.dtype == torch.bfloat16 and BF16))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
+
+
+def trained_by_mkl() -> bool:
+    """Whether products in float32 whose gradients may be wanted are MKL's: their rows are many."""
+    return MKL and torch.is_grad_enabled()
 
 
 def infers(x: Tensor) -> bool:
