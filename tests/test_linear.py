@@ -21,7 +21,7 @@ fast = pytest.mark.skipif(linear.LINEAR is None, reason="this torch has no oneDN
 
 @pytest.fixture(autouse=True)
 def another_maker(monkeypatch):
-    """Training on Intel's processors takes MKL in float32, whose numbers these tests compare with."""
+    """These tests are of what training in float32 on an Intel processor leaves to MKL."""
     monkeypatch.setattr(linear, "MKL", False)
 
 

@@ -70,7 +70,8 @@ def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         UsageError: Two flags each say what to do.
     """
     parsed = get_args_parser().parse_intermixed_args(list(arguments))
-    given = [f"--{flag}" for flag in ("multirun", "cfg", "info", "run") if getattr(parsed, flag)]
+    actions = ("multirun", "cfg", "info", "run", "shell_completion")
+    given = [f"--{flag.replace('_', '-')}" for flag in actions if getattr(parsed, flag)]
     if len(given) > 1:
         raise UsageError(f"{' '.join(given)}: one of them")
     overrides: list[str] = parsed.overrides
