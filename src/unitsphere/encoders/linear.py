@@ -26,7 +26,9 @@ def computed_here(x: Tensor) -> bool:
     """Whether a computation that begins with x is one that this file is for."""
     return (
         x.device.type == "cpu"
-        and ((x.dtype == torch.float32 and not (MKL and torch.is_grad_enabled())) or (x.dtype == torch.bfloat16 and BF16))
+        and (
+            (x.dtype == torch.float32 and not (MKL and torch.is_grad_enabled())) or (x.dtype == torch.bfloat16 and BF16)
+        )
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
